@@ -1,0 +1,94 @@
+"""Small immutable records that cross rooms. Shape letters: S grid steps, K frames a step, D features, L labels."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vca.core.schemas import TextSource
+from vca.core.timeline import Span
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A piece of text in time. `text` is None for speech whose words are unknown."""
+
+    start_us: int
+    end_us: int
+    source: TextSource
+    text: str | None
+    stream: str | None = None
+    language: str | None = None
+    confidence: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """A value of `schemas.TEXT_PIECE`."""
+        return asdict(self) | {"source": str(self.source)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "TextPiece":
+        return cls(**{**row, "source": TextSource(row["source"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Shares of the modalities behind a score; they sum to 1, or are all 0 where there is no evidence."""
+
+    vision: float = 0.0
+    audio: float = 0.0
+    text: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFeatures:
+    """All features of one video on its grid, segments joined. Masks tell which steps have the modality."""
+
+    video_id: str
+    key: str
+    duration_us: int
+    step_us: int
+    steps: npt.NDArray[np.int64]  # [S, 2] start and end of each step, microseconds
+    vision: FloatArray | None  # [S, D]
+    vision_mask: BoolArray | None  # [S]
+    audio: FloatArray | None  # [S, D]
+    audio_mask: BoolArray | None  # [S]
+    text: tuple[TextPiece, ...] = ()
+    shots: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryScore:
+    task: str
+    label: str
+    score: float
+    threshold: float
+    selected: bool
+    rank: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    task: str
+    label: str
+    span: Span
+    score: float
+    place: str | None = None
+    place_score: float | None = None
+    participants: tuple[tuple[str, float], ...] = ()
+    evidence: Evidence = Evidence()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a tagger says about one video."""
+
+    categories: tuple[CategoryScore, ...]
+    events: tuple[Event, ...]
+    step_scores: Mapping[str, FloatArray] = field(default_factory=dict)  # span and step tasks: [S, L]
+    embedding: FloatArray | None = None  # [D], length 1

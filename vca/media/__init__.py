@@ -1,0 +1,1 @@
+"""Bytes to arrays: storage, probe, frames, sound, subtitles, shots, and the child process that isolates decoders."""

@@ -1,0 +1,1 @@
+"""Arrays to scores: encoders, OCR, speech, the pretrained language model, zero-shot tagging."""

@@ -1,0 +1,1 @@
+"""What analysts see: the published tables, read through the manifest and queried with DuckDB."""
