@@ -1,0 +1,91 @@
+# A fresh machine needs Python 3.11, git, make and a C compiler (DeepSpeed compiles one small op on first use).
+# `make` alone lists the targets.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST := $(BIN)/python -m pytest
+
+# Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.
+LOCK := $(if $(shell command -v flock),flock Makefile)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Nothing phones home, nothing is downloaded behind your back, no window is opened.
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+export MPLBACKEND := Agg
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# An empty HOME would turn ~/.ray into /.ray; without the variable Python asks the system instead.
+ifeq ($(strip $(HOME)),)
+unexport HOME
+endif
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: venv
+venv: $(STAMP)  ## Create .venv with the pinned packages
+
+# All versions come from constraints.txt, torch 2.13.0 among them: an open range would let pip choose another build.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11 or call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; call make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(LOCK) sh -euc ' \
+	  test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"; \
+	  touch $@'
+
+.PHONY: lint
+lint: $(STAMP)  ## Style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP)  ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: $(STAMP)  ## Unit, integration and golden tests
+	$(PYTEST) -m "not gpu" tests/unit tests/integration tests/golden
+
+.PHONY: unit
+unit: $(STAMP)  ## Fast tests without Ray
+	$(PYTEST) tests/unit
+
+.PHONY: integration
+integration: $(STAMP)  ## Tests with a local Ray cluster and an S3 server
+	$(PYTEST) tests/integration
+
+.PHONY: faults
+faults: $(STAMP)  ## Tests that kill processes and nodes
+	$(PYTEST) tests/faults
+
+.PHONY: gpu
+gpu: $(STAMP)  ## Tests that need a GPU
+	$(PYTEST) tests/gpu
+
+# ARCHIVE=/some/folder or ARCHIVE=s3://bucket/prefix tags that archive instead of the generated one.
+.PHONY: demo
+demo: $(STAMP)  ## Tag a generated archive, or ARCHIVE=/some/folder
+ifdef ARCHIVE
+	$(BIN)/vca tag --config configs/demo.yaml --set "archive.uri='$(ARCHIVE)'" --set output.uri=demo/output-own
+else
+	$(BIN)/vca demo --archive demo/archive
+	$(BIN)/vca tag --config configs/demo.yaml
+endif
+
+.PHONY: clean
+clean:  ## Remove the demo and the caches; .venv stays
+	rm -rf demo out .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
