@@ -1,0 +1,94 @@
+"""`vca`: the doors on a laptop. Every command loads only what it needs, so that `vca --help` answers at once."""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tag video archives: pictures, sound and text in, Parquet tables of categories and events out.",
+)
+
+ConfigPath = Annotated[str, typer.Option("--config", help="YAML file with the configuration.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")]
+OutputUri = Annotated[str | None, typer.Option("--output", help="Output to read; default: that of the configuration.")]
+
+DEFAULT_CONFIG = "configs/local.yaml"
+
+
+@app.command()
+def tag(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan.")] = False,
+) -> None:
+    """Tag what is new or changed in an archive and publish the tables."""
+    from vca.pipelines.door import run_tag
+
+    raise typer.Exit(run_tag(config, overrides or [], dry_run))
+
+
+@app.command()
+def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+    """Say what `vca tag` would do. Writes nothing."""
+    from vca.pipelines.door import run_plan
+
+    raise typer.Exit(run_plan(config, overrides or []))
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SQL statement over the newest rows, for example: FROM videos")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    output: OutputUri = None,
+    as_format: Annotated[str, typer.Option("--format", help="table, csv or json")] = "table",
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown in a table.")] = 40,
+) -> None:
+    """Query the published tables with DuckDB."""
+    from vca.pipelines.door import output_reader
+    from vca.tables import query as tables_query
+
+    def show() -> str:
+        reader = output_reader(config, overrides or [], output)
+        return tables_query.render(tables_query.query(reader, sql), as_format, limit)
+
+    _print_or_fail(show)
+
+
+@app.command()
+def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, output: OutputUri = None) -> None:
+    """Show the last run, the state of the videos and what waits in quarantine."""
+    from vca.pipelines.door import output_reader
+    from vca.tables import query as tables_query
+
+    _print_or_fail(lambda: tables_query.status(output_reader(config, overrides or [], output)))
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Folder for the generated archive.")] = "demo/archive",
+    seed: Annotated[int, typer.Option(help="Same seed, same archive.")] = 0,
+) -> None:
+    """Generate a small archive of short videos with sound, subtitles and a few broken files."""
+    from vca.pipelines.door import make_demo
+
+    raise typer.Exit(make_demo(folder, seed))
+
+
+def _print_or_fail(make: Callable[[], str]) -> None:
+    from vca.core.errors import VcaError
+
+    try:
+        typer.echo(make())
+    except VcaError as error:
+        typer.echo(f"vca: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,160 @@
+"""Ray: connecting, checking resources, and the two streaming graphs. Resources are stated here and nowhere else."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from vca.core.errors import ConfigError
+from vca.pipelines.config import RayConfig, ResourcesConfig
+from vca.pipelines.predict import PredictSettings, PredictStage
+from vca.pipelines.stages import EncodeStage, ReadSettings, ReadStage
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Set where the user has not: nothing phones home, and the log belongs to the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many workers of each stage, and what one of them takes."""
+
+    readers: int
+    reader_cpus: float
+    encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    predictors: int
+    predictor_cpus: float
+    predictor_gpus: float
+
+
+def connect(config: RayConfig) -> bool:
+    """Join the cluster of the environment, or start a local one. Returns whether this process started it."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"ray.address = {address!r}: {first}; start the cluster with `ray start --head` or unset the address"
+            ) from error
+        return False
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        object_store_memory=config.object_store_mb << 20,
+        include_dashboard=False,
+        **quiet,
+    )
+    return True
+
+
+def disconnect(started: bool) -> None:
+    """Stop the local cluster this process started; leave any other alone."""
+    import ray
+
+    if started:
+        ray.shutdown()
+
+
+def work_out_slots(config: ResourcesConfig) -> Slots:
+    """Fill in what the configuration leaves open, and refuse what the cluster does not have.
+
+    Decoding, not encoding, is the larger part of the work, and the kernel balances the two better than fixed whole
+    CPUs would: without GPUs each CPU gets one reader and one encoder, which share it.
+    """
+    import ray
+
+    cluster = ray.cluster_resources()
+    cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
+    for field, wanted in (("encoder_gpus", config.encoder_gpus), ("predictor_gpus", config.predictor_gpus)):
+        if wanted > gpus and not config.autoscaling:
+            raise ConfigError(
+                f"resources.{field} = {wanted:g}: the cluster has {gpus:g} GPUs; set it to 0, add a GPU node, "
+                "or set resources.autoscaling if one will be started"
+            )
+    if cpus == 0 and not config.autoscaling:
+        raise ConfigError("ray.address: the cluster has no CPUs for tasks; add a worker node")
+    on_gpu = config.encoder_gpus > 0
+    encoders = config.encoders or (max(1, int(gpus / config.encoder_gpus)) if on_gpu else max(1, cpus))
+    readers = config.readers or max(1, cpus)
+    predictors = config.predictors or max(1, cpus)
+    share = 0.45 if not on_gpu else 0.8  # the rest is room for Ray's own small tasks
+    scale = min(1.0, cpus / max(readers, encoders, 1)) if cpus else 1.0
+    return Slots(
+        readers=readers,
+        reader_cpus=round(share * scale, 3),
+        encoders=encoders,
+        encoder_cpus=round((0.45 if not on_gpu else 0.1) * scale, 3),
+        encoder_gpus=config.encoder_gpus,
+        predictors=predictors,
+        predictor_cpus=round(min(0.9, 0.9 * cpus / predictors) if cpus else 0.9, 3),
+        predictor_gpus=config.predictor_gpus,
+    )
+
+
+def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slots: Slots) -> Iterator[pa.Table]:
+    """Stream `stages.TASKS` rows through decoding and encoding; yields `stages.ENCODED` rows as they are done."""
+    readers = min(slots.readers, len(tasks))
+    encoder_count = min(slots.encoders, len(tasks))
+    dataset = _dataset(tasks)
+    dataset = dataset.map_batches(
+        ReadStage,
+        fn_constructor_args=[settings],
+        batch_size=None,
+        batch_format="pyarrow",
+        concurrency=readers,
+        num_cpus=slots.reader_cpus,
+    )
+    dataset = dataset.map_batches(
+        EncodeStage,
+        fn_constructor_args=[encoders, settings.plan.step_us],
+        batch_size=None,
+        batch_format="pyarrow",
+        concurrency=encoder_count,
+        num_cpus=slots.encoder_cpus,
+        num_gpus=slots.encoder_gpus,
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterator[pa.Table]:
+    """Stream `predict.GROUPS` rows through the tagger; yields `predict.PREDICTIONS` rows."""
+    dataset = _dataset(groups).map_batches(
+        PredictStage,
+        fn_constructor_args=[settings],
+        batch_size=None,
+        batch_format="pyarrow",
+        concurrency=min(slots.predictors, len(groups)),
+        num_cpus=slots.predictor_cpus,
+        num_gpus=slots.predictor_gpus,
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _dataset(rows: pa.Table) -> Any:
+    """One block per row: the row is the unit of scheduling."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = 0
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))])

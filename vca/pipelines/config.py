@@ -1,0 +1,129 @@
+"""The configuration of the tagging job: sections owned by the rooms, put together here, read from one YAML file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vca.core.config import Config, apply_overrides, build_config, parse_yaml
+from vca.core.errors import ConfigError
+from vca.core.taxonomy import Taxonomy, parse_taxonomy
+from vca.media.decode_config import DecodeConfig, SamplingConfig
+from vca.media.output import OutputConfig
+from vca.media.storage import ArchiveConfig
+from vca.models.encode import EncodersConfig
+from vca.models.text import TextModelConfig
+from vca.models.zeroshot import ZeroShotConfig
+
+
+class PredictConfig(Config):
+    text_model: TextModelConfig = TextModelConfig()
+    """The pretrained language model that compares text with the labels."""
+    zeroshot: ZeroShotConfig = ZeroShotConfig()
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Thresholds by `task.label` or `task`, over those of the taxonomy file."""
+
+
+class RunConfig(Config):
+    failure_budget: float = Field(0.05, ge=0.0, le=1.0)
+    """Share of the attempted files that may end in quarantine before the exit code is 1."""
+    max_attempts: int = Field(3, ge=1)
+    """Runs that try the same content again after a transient failure."""
+    wave_videos: int = Field(5000, ge=1)
+    """Videos probed and decoded in one go; bounds the driver's memory."""
+    flush_s: float = Field(120.0, gt=0)
+    """A part of the feature store is written at least this often; what a killed run can lose."""
+    part_mb: int = Field(64, ge=1)
+    """Size of a part of the feature store before compression."""
+    progress_s: float = Field(10.0, gt=0)
+    """Seconds between two progress lines."""
+
+
+class RayConfig(Config):
+    address: str | None = None
+    """None: the cluster of the environment (RAY_ADDRESS, `ray job submit`), else a local one for this run."""
+    num_cpus: int | None = Field(None, ge=1)
+    """CPUs of the local cluster; None is all of this machine."""
+    object_store_mb: int = Field(512, ge=100)
+    """Shared memory of the local cluster."""
+
+
+class ResourcesConfig(Config):
+    """Who gets what. None is worked out from the cluster when the run starts."""
+
+    readers: int | None = Field(None, ge=1)
+    """Decoding slots, each with its own child process."""
+    encoders: int | None = Field(None, ge=1)
+    encoder_gpus: float = Field(0.0, ge=0.0)
+    """GPUs for each encoder."""
+    predictors: int | None = Field(None, ge=1)
+    predictor_gpus: float = Field(0.0, ge=0.0)
+    autoscaling: bool = False
+    """Resources the cluster does not have yet may be started for this run; do not refuse at the start."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.autoscaling and (self.readers is None or self.encoders is None):
+            raise ValueError("autoscaling needs resources.readers and resources.encoders: they cannot be worked out")
+        return self
+
+
+class TrackingConfig(Config):
+    enabled: bool = True
+    uri: str | None = None
+    """MLflow tracking server or sqlite:///path; None is MLFLOW_TRACKING_URI."""
+    experiment: str = Field("vca", min_length=1)
+    timeout_s: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.uri is not None and "@" in self.uri:
+            raise ValueError("uri holds credentials; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return self
+
+
+class TagConfig(Config):
+    archive: ArchiveConfig
+    output: OutputConfig
+    taxonomy: str = "configs/taxonomy.yaml"
+    """Path of the taxonomy file, relative to the working directory."""
+    sampling: SamplingConfig = SamplingConfig()
+    decode: DecodeConfig = DecodeConfig()
+    encoders: EncodersConfig = EncodersConfig()
+    predict: PredictConfig = PredictConfig()
+    run: RunConfig = RunConfig()
+    ray: RayConfig = RayConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def step_us(self) -> int:
+        return self.sampling.step_ms * 1000
+
+    @property
+    def segment_us(self) -> int:
+        return self.sampling.segment_s * 1_000_000
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> TagConfig:
+    """The configuration in `path` with `a.b=c` overrides applied; every problem is a `ConfigError`."""
+    values = apply_overrides(parse_yaml(read_text(path, "--config"), path), overrides)
+    return build_config(TagConfig, values, path)
+
+
+def read_taxonomy(config: TagConfig) -> Taxonomy:
+    """The taxonomy the configuration names, with its threshold overrides applied."""
+    taxonomy = parse_taxonomy(read_text(config.taxonomy, "taxonomy"), config.taxonomy)
+    return taxonomy.with_thresholds(config.predict.thresholds, "predict.thresholds")
+
+
+def read_text(path: str, field: str) -> str:
+    """A settings file; a missing or unreadable one is a `ConfigError` that names `field`."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{field} = {path!r}: no such file; give a path relative to {Path.cwd()}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{field} = {path!r}: {reason}") from error

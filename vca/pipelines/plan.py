@@ -1,0 +1,263 @@
+"""What a run has to do: the listing compared with what is published, as relations in DuckDB.
+
+Nothing here opens a media file. The archive never lies in Python objects: the listing is paged into Parquet files in
+the run's work folder, and the joins run out of core.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vca.core import identity
+from vca.core.errors import ConfigError, ErrorCode
+from vca.core.schemas import Status
+from vca.media.storage import Archive, sidecar_stems
+from vca.tables.manifest import OutputReader
+from vca.tables.query import create_views
+
+
+class Action(StrEnum):
+    DECODE = "decode"
+    RETAG = "retag"
+    SKIP = "skip"
+    GONE = "gone"
+    REFUSE = "refuse"
+    """The key itself cannot be used; goes to quarantine without being opened."""
+
+
+SIDECAR = pa.struct([pa.field("key", pa.string()), pa.field("version", pa.string()), pa.field("size_bytes", pa.int64())])
+
+PLAN = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("version", pa.string()),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("sidecars", pa.list_(SIDECAR)),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("first_failed_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+"""One row per media object of the archive, and per published video that is no longer there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What the tags of this run will be made of. Work is skipped only where all three agree."""
+
+    feature_set: str
+    model_version: str
+    taxonomy_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plan file and its counts by (action, reason)."""
+
+    path: Path
+    listed: int
+    ignored: int
+    unreadable_folders: int
+    counts: dict[tuple[str, str], int]
+
+    def count(self, action: Action) -> int:
+        return sum(n for (a, _), n in self.counts.items() if a == action)
+
+    def rows(self, action: Action) -> pa.Table:
+        return pq.read_table(self.path, filters=[("action", "=", str(action))], schema=PLAN)
+
+    def describe(self) -> str:
+        """A few lines for `vca plan` and `--dry-run`."""
+        lines = [f"{self.listed} media objects listed, {self.ignored} other objects ignored"]
+        if self.unreadable_folders:
+            lines.append(f"{self.unreadable_folders} folders could not be read and were left out")
+        for (action, reason), n in sorted(self.counts.items()):
+            lines.append(f"  {n:>9}  {action:<7} {reason}")
+        if not any(self.count(a) for a in (Action.DECODE, Action.RETAG, Action.GONE, Action.REFUSE)):
+            lines.append("nothing to do: all unchanged")
+        return "\n".join(lines)
+
+
+def make_plan(
+    archive: Archive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path
+) -> Plan:
+    """List the archive and decide what to do with every object.
+
+    Raises `ConfigError` for an archive without a single media object: an unmounted disk or a wrong prefix must not
+    mark a whole archive as gone.
+    """
+    listing = work_dir / "listing.parquet"
+    listed, ignored = _write_listing(archive, listing)
+    if listed == 0:
+        raise ConfigError(
+            f"archive.uri = {archive.config.uri!r}: no media objects found ({ignored} other objects); "
+            "check the location and archive.include"
+        )
+    target = work_dir / "plan.parquet"
+    connection = duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        _register_published(connection, published)
+        connection.from_parquet(str(listing)).create_view("listing")
+        connection.execute(_JOIN_SIDECARS)
+        _write_current(connection, work_dir / "current.parquet")
+        connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
+        reader = connection.execute(
+            _DECIDE,
+            {
+                "feature_set": versions.feature_set,
+                "model_version": versions.model_version,
+                "taxonomy_version": versions.taxonomy_version,
+                "max_attempts": max_attempts,
+            },
+        ).fetch_record_batch(50_000)
+        with pq.ParquetWriter(target, PLAN) as writer:
+            for batch in reader:
+                writer.write_table(pa.Table.from_batches([batch]).cast(PLAN))
+        counted = connection.from_parquet(str(target)).aggregate("action, reason, count(*) AS n").fetchall()
+    finally:
+        connection.close()
+    counts = {(str(action), str(reason)): int(n) for action, reason, n in counted}
+    return Plan(target, listed, ignored, len(archive.unreadable), counts)
+
+
+def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
+    """Page the listing into a Parquet file, with what the joins need. Returns media and ignored counts."""
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("size_bytes", pa.int64()),
+            ("version", pa.string()),
+            ("kind", pa.string()),
+            ("plain", pa.bool_()),
+            ("video_id", pa.string()),
+            ("stems", pa.list_(pa.string())),
+        ]
+    )
+    listed = ignored = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in archive.list_batches():
+            kinds = batch.column("kind").to_pylist()
+            keys = batch.column("key").to_pylist()
+            listed += kinds.count("media")
+            ignored += kinds.count("ignored")
+            ids = [identity.video_id(k) if kind == "media" else None for k, kind in zip(keys, kinds, strict=True)]
+            stems = [_stems(k, kind) for k, kind in zip(keys, kinds, strict=True)]
+            table = pa.Table.from_batches([batch]).select(["key", "size_bytes", "version", "kind", "plain"])
+            table = table.append_column("video_id", pa.array(ids, pa.string()))
+            table = table.append_column("stems", pa.array(stems, pa.list_(pa.string())))
+            keep = pc.not_equal(table.column("kind"), "ignored")
+            writer.write_table(table.filter(keep).cast(schema))
+    return listed, ignored
+
+
+def _stems(key: str, kind: str) -> Sequence[str]:
+    if kind == "sidecar":
+        return sidecar_stems(key)
+    if kind == "media":
+        folder, separator, name = key.rpartition("/")
+        return [f"{folder}{separator}{name.rpartition('.')[0] or name}"]
+    return []
+
+
+_JOIN_SIDECARS = """
+CREATE TABLE sidecars AS
+WITH candidates AS (
+    SELECT key, version, size_bytes, unnest(stems) AS stem, generate_subscripts(stems, 1) AS position
+    FROM listing WHERE kind = 'sidecar'
+), matches AS (
+    SELECT c.*, m.video_id FROM candidates c
+    JOIN (SELECT video_id, stems[1] AS stem FROM listing WHERE kind = 'media' AND plain) m USING (stem)
+), nearest AS (
+    SELECT * FROM matches QUALIFY position = min(position) OVER (PARTITION BY key)
+)
+SELECT video_id, list({'key': key, 'version': version, 'size_bytes': size_bytes} ORDER BY key) AS sidecars
+FROM nearest GROUP BY video_id
+"""
+"""A sidecar belongs to the videos that share the longest of its candidate stems (`film.en.srt` to `film.mp4`)."""
+
+
+def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """The listed media objects with their fingerprints."""
+    reader = connection.execute(
+        """
+        SELECT video_id, l.key, l.size_bytes, l.version, l.plain, coalesce(s.sidecars, []) AS sidecars
+        FROM listing l LEFT JOIN sidecars s USING (video_id) WHERE kind = 'media'
+        """
+    ).fetch_record_batch(50_000)
+    schema = pa.schema([f for f in PLAN if f.name in ("video_id", "key", "size_bytes", "version", "sidecars")])
+    schema = schema.append(pa.field("plain", pa.bool_())).append(pa.field("fingerprint", pa.string()))
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in reader:
+            table = pa.Table.from_batches([batch])
+            prints = [
+                identity.fingerprint(version, [(s["key"], s["version"]) for s in sidecars])
+                for version, sidecars in zip(
+                    table.column("version").to_pylist(), table.column("sidecars").to_pylist(), strict=True
+                )
+            ]
+            writer.write_table(
+                table.append_column("fingerprint", pa.array(prints, pa.string())).select(schema.names).cast(schema)
+            )
+
+
+def _register_published(connection: duckdb.DuckDBPyConnection, published: OutputReader) -> None:
+    """Create `prior`: the newest published row of every video, with its quarantine row where it has one."""
+    create_views(connection, published)
+    connection.execute(
+        """
+        CREATE VIEW prior AS
+        SELECT v.video_id, v.key, v.fingerprint, v.status, v.attempts, v.feature_set, v.model_version,
+               v.taxonomy_version, v.size_bytes, q.will_retry, q.first_failed_at
+        FROM (SELECT * FROM all_videos QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY run_id DESC) = 1) v
+        LEFT JOIN all_quarantine q ON q.video_id = v.video_id AND q.run_id = v.run_id
+        """
+    )
+
+
+_REFUSED = str(ErrorCode.BAD_KEY)
+_DECIDE = f"""
+WITH decided AS (
+    SELECT
+        coalesce(c.video_id, p.video_id) AS video_id,
+        coalesce(c.key, p.key) AS key,
+        coalesce(c.size_bytes, p.size_bytes) AS size_bytes,
+        c.version,
+        coalesce(c.fingerprint, p.fingerprint) AS fingerprint,
+        coalesce(c.sidecars, []) AS sidecars,
+        CASE
+            WHEN c.video_id IS NULL THEN ['{Action.GONE}', 'deleted from the archive']
+            WHEN p.video_id IS NULL OR p.status = '{Status.GONE}' THEN
+                CASE WHEN c.plain THEN ['{Action.DECODE}', 'new'] ELSE ['{Action.REFUSE}', '{_REFUSED}'] END
+            WHEN p.fingerprint <> c.fingerprint THEN
+                CASE WHEN c.plain THEN ['{Action.DECODE}', 'changed'] ELSE ['{Action.REFUSE}', '{_REFUSED}'] END
+            WHEN p.status = '{Status.QUARANTINED}' THEN
+                CASE WHEN p.will_retry AND p.attempts < $max_attempts THEN ['{Action.DECODE}', 'retry after a failure']
+                     ELSE ['{Action.SKIP}', 'in quarantine until the file changes'] END
+            WHEN p.status = '{Status.DEFERRED}' THEN ['{Action.DECODE}', 'deferred by an earlier run']
+            WHEN p.feature_set <> $feature_set THEN ['{Action.DECODE}', 'other features wanted']
+            WHEN p.model_version <> $model_version THEN ['{Action.RETAG}', 'tagged by another model']
+            WHEN p.taxonomy_version <> $taxonomy_version THEN ['{Action.RETAG}', 'tagged with another taxonomy']
+            ELSE ['{Action.SKIP}', 'unchanged']
+        END AS decision,
+        CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.attempts ELSE 0 END
+            AS attempts,
+        CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.first_failed_at END
+            AS first_failed_at
+    FROM current c FULL OUTER JOIN prior p ON c.video_id = p.video_id
+    WHERE c.video_id IS NOT NULL OR p.status <> '{Status.GONE}'
+)
+SELECT video_id, key, size_bytes, version, fingerprint, sidecars, decision[1] AS action, decision[2] AS reason,
+       CAST(attempts AS INTEGER) AS attempts, first_failed_at
+FROM decided ORDER BY size_bytes DESC, key
+"""
+"""Largest first: the longest work starts earliest, so no straggler holds up the end of a run."""

@@ -1,0 +1,302 @@
+"""From stored features to rows of the tables: grouping videos by part, tagging them, flattening the result.
+
+Nothing here knows Ray: `PredictStage` is a callable over Arrow tables.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vca.core import identity
+from vca.core.records import Evidence, Prediction, VideoFeatures
+from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, TEXT_PIECE, Status
+from vca.core.taxonomy import Taxonomy
+from vca.core.timeline import us_to_seconds
+from vca.media.output import Output, OutputConfig
+from vca.models.text import TextModel, TextModelConfig
+from vca.models.vision import VisionConfig, image_text_tower
+from vca.models.zeroshot import ZeroShotConfig, ZeroShotTagger
+from vca.pipelines.features import FeatureStore, join_segments
+
+VIDEO = pa.struct([pa.field("video_id", pa.string()), pa.field("fingerprint", pa.string())])
+GROUPS = pa.schema([pa.field("parts", pa.list_(pa.string())), pa.field("videos", pa.list_(VIDEO))])
+GROUP_VIDEOS = 64
+
+
+def complete_videos(index: pa.Table) -> dict[tuple[str, str], list[str]]:
+    """(video_id, fingerprint) of every video whose segments are all stored, with the parts that hold them."""
+    segments: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    expected: dict[tuple[str, str], int] = {}
+    for row in index.to_pylist():
+        video = (row["video_id"], row["fingerprint"])
+        segments[video][row["segment_index"]] = row["part"]
+        expected[video] = row["n_segments"]
+    return {video: sorted(set(found.values())) for video, found in segments.items() if len(found) == expected[video]}
+
+
+def group_by_part(videos: dict[tuple[str, str], list[str]]) -> pa.Table:
+    """Tasks for `PredictStage` (schema `GROUPS`): videos that share parts go together, so a part is read few times."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for (video_id, fingerprint), parts in videos.items():
+        groups[tuple(parts)].append({"video_id": video_id, "fingerprint": fingerprint})
+    rows = [
+        {"parts": list(parts), "videos": members[i : i + GROUP_VIDEOS]}
+        for parts, members in sorted(groups.items())
+        for i in range(0, len(members), GROUP_VIDEOS)
+    ]
+    return pa.Table.from_pylist(rows, schema=GROUPS)
+
+
+_CATEGORY = pa.struct(
+    [
+        pa.field("task", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("threshold", pa.float32()),
+        pa.field("selected", pa.bool_()),
+        pa.field("rank", pa.int32()),
+        pa.field("evidence", EVIDENCE),
+    ]
+)
+_EVENT = pa.struct(
+    [
+        pa.field("event_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("score", pa.float32()),
+        pa.field("place", pa.string()),
+        pa.field("place_score", pa.float32()),
+        pa.field("participants", LABEL_SCORES),
+        pa.field("evidence", EVIDENCE),
+    ]
+)
+_STEP = pa.struct(
+    [pa.field("task", pa.string()), pa.field("start_s", pa.float64()), pa.field("scores", pa.list_(pa.float32()))]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("video_id", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("media", MEDIA_INFO),
+        pa.field("coverage_us", pa.int64()),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("categories", pa.list_(_CATEGORY)),
+        pa.field("events", pa.list_(_EVENT)),
+        pa.field("text", pa.list_(TEXT_PIECE)),
+        pa.field("shots", pa.list_(SHOT)),
+        pa.field("step_scores", pa.list_(_STEP)),
+        pa.field("embedding", pa.list_(pa.float32())),
+    ]
+)
+"""One row per tagged video; `flatten` cuts it into rows of the tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictSettings:
+    """Everything a predictor needs; travels to the workers."""
+
+    output: OutputConfig
+    feature_set: str
+    taxonomy: Taxonomy
+    text_model: TextModelConfig
+    vision: VisionConfig
+    zeroshot: ZeroShotConfig
+
+
+def make_tagger(settings: PredictSettings) -> ZeroShotTagger:
+    return ZeroShotTagger(
+        settings.taxonomy,
+        settings.zeroshot,
+        TextModel(settings.text_model, "predict.text_model"),
+        image_text_tower(settings.vision),
+    )
+
+
+class PredictStage:
+    """Reads the features of a group of videos and tags each of them."""
+
+    def __init__(self, settings: PredictSettings) -> None:
+        self._store = FeatureStore(Output(settings.output), settings.feature_set)
+        self._tagger = make_tagger(settings)
+
+    def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
+        for group in groups.to_pylist():
+            rows = self._store.read(group["parts"], [video["video_id"] for video in group["videos"]])
+            for video in group["videos"]:
+                mine = rows.filter(
+                    pc.and_(
+                        pc.equal(rows.column("video_id"), video["video_id"]),
+                        pc.equal(rows.column("fingerprint"), video["fingerprint"]),
+                    )
+                )
+                yield pa.Table.from_pylist([_predict(mine, self._tagger)], schema=PREDICTIONS)
+
+
+def _predict(rows: pa.Table, tagger: ZeroShotTagger) -> dict[str, Any]:
+    video = join_segments(rows)
+    by_index = {row["segment_index"]: row for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist()}
+    segments = [by_index[i] for i in sorted(by_index)]
+    damaged = next((s for s in segments if s["error_code"] is not None), None)
+    note = damaged or next((s for s in segments if s["error_message"] is not None), segments[0])
+    return {
+        "video_id": video.video_id,
+        "key": video.key,
+        "fingerprint": segments[0]["fingerprint"],
+        "media": segments[0]["media"],
+        "coverage_us": sum(s["coverage_us"] for s in segments),
+        "error_code": note["error_code"],
+        "error_message": note["error_message"],
+        "text": [piece.to_row() for piece in video.text],
+        "shots": [{"start_us": s.start_us, "end_us": s.end_us} for s in video.shots],
+        **_prediction_columns(video, tagger(video)),
+    }
+
+
+def _prediction_columns(video: VideoFeatures, prediction: Prediction) -> dict[str, Any]:
+    starts = [us_to_seconds(int(start)) for start in video.steps[:, 0]]
+    return {
+        "categories": [
+            {
+                "task": c.task,
+                "label": c.label,
+                "score": c.score,
+                "threshold": c.threshold,
+                "selected": c.selected,
+                "rank": c.rank,
+                "evidence": _evidence(c.evidence),
+            }
+            for c in prediction.categories
+        ],
+        "events": [
+            {
+                "event_id": identity.event_id(video.video_id, e.task, e.label, e.span.start_us, e.span.end_us),
+                "task": e.task,
+                "label": e.label,
+                "start_s": us_to_seconds(e.span.start_us),
+                "end_s": us_to_seconds(e.span.end_us),
+                "score": e.score,
+                "place": e.place,
+                "place_score": e.place_score,
+                "participants": [{"label": label, "score": score} for label, score in e.participants],
+                "evidence": _evidence(e.evidence),
+            }
+            for e in prediction.events
+        ],
+        "step_scores": [
+            {"task": task, "start_s": start, "scores": row.tolist()}
+            for task, scores in prediction.step_scores.items()
+            for start, row in zip(starts, scores, strict=True)
+        ],
+        "embedding": None if prediction.embedding is None else prediction.embedding.tolist(),
+    }
+
+
+def _evidence(evidence: Evidence) -> dict[str, float]:
+    return {"vision": evidence.vision, "audio": evidence.audio, "text": evidence.text}
+
+
+@dataclass(frozen=True, slots=True)
+class RowContext:
+    """What every row of a run shares."""
+
+    run_id: str
+    started_at: datetime
+    feature_set: str
+    model_version: str
+    taxonomy_version: str
+
+
+def child_tables(predictions: pa.Table, run_id: str) -> dict[str, pa.Table]:
+    """Rows of the tables that hang on a video, cut out of `PREDICTIONS` rows; schemas are those of `TABLES`."""
+    tables = {
+        "video_categories": _unnest(predictions, "categories"),
+        "event_spans": _unnest(predictions, "events"),
+        "transcripts": _seconds(_unnest(predictions, "text")),
+        "shots": _numbered(_seconds(_unnest(predictions, "shots"))),
+        "step_scores": _unnest(predictions, "step_scores"),
+        "video_embeddings": predictions.filter(predictions.column("embedding").is_valid()),
+    }
+    return {
+        name: conform(table.append_column("run_id", pa.array([run_id] * len(table), pa.string())), name)
+        for name, table in tables.items()
+    }
+
+
+def conform(table: pa.Table, name: str) -> pa.Table:
+    """The columns of `TABLES[name]` in order and type; a null in a required column is a bug and raises."""
+    schema = TABLES[name].schema
+    return table.select(schema.names).cast(schema)
+
+
+def _unnest(predictions: pa.Table, column: str) -> pa.Table:
+    """One row per element of a list of structs, with the video's id and key."""
+    lists = predictions.column(column).combine_chunks()
+    parents = pc.list_parent_indices(lists)
+    elements = pc.list_flatten(lists)
+    ids = predictions.select(["video_id", "key"]).take(parents)
+    for i in range(elements.type.num_fields):
+        field = elements.type.field(i)
+        ids = ids.append_column(field.name, pc.struct_field(elements, [i]))
+    return ids.append_column("parent", parents)
+
+
+def _seconds(table: pa.Table) -> pa.Table:
+    for name in ("start", "end"):
+        seconds = pc.divide(table.column(f"{name}_us").cast(pa.float64()), 1_000_000.0)
+        table = table.append_column(f"{name}_s", seconds)
+    return table
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    """Number the rows of each parent from 0; rows of a parent are adjacent."""
+    parents = np.asarray(table.column("parent"))
+    starts = np.searchsorted(parents, parents, side="left") if len(parents) else parents
+    return table.append_column("shot_index", pa.array((np.arange(len(parents)) - starts).astype(np.int32), pa.int32()))
+
+
+def video_row(plan_row: dict[str, Any], uri: str, status: Status, context: RowContext) -> dict[str, Any]:
+    """A row of `videos` with what is known without decoding; the rest stays null."""
+    row: dict[str, Any] = dict.fromkeys(TABLES["videos"].schema.names)
+    return row | {
+        "video_id": plan_row["video_id"],
+        "key": plan_row["key"],
+        "run_id": context.run_id,
+        "uri": uri,
+        "fingerprint": plan_row["fingerprint"],
+        "status": str(status),
+        "attempts": plan_row["attempts"],
+        "size_bytes": plan_row["size_bytes"],
+        "feature_set": context.feature_set,
+        "model_version": context.model_version,
+        "taxonomy_version": context.taxonomy_version,
+        "tagged_at": context.started_at,
+    }
+
+
+def media_columns(media: dict[str, Any], coverage_us: int, sources: Sequence[str]) -> dict[str, Any]:
+    """Columns of `videos` that come from the probe and the reading."""
+    codecs = [c for c in (media["video_codec"], media["audio_codec"]) if c]
+    return {
+        "duration_s": us_to_seconds(media["duration_us"]),
+        "coverage_s": us_to_seconds(coverage_us),
+        "width": media["width"],
+        "height": media["height"],
+        "fps": media["fps"],
+        "n_frames": media["n_frames"],
+        "container": media["container"],
+        "codecs": "+".join(codecs) or None,
+        "has_video": media["has_video"],
+        "has_audio": media["has_audio"],
+        "text_sources": sorted(set(sources)),
+    }

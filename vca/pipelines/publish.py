@@ -1,0 +1,212 @@
+"""Publishing a run: spool, validate, sort, stage, move, swap one manifest (design sections 6 and 7).
+
+The order of the steps is the guarantee. Until `staging/<run>/manifest.json` exists, a crash leaves only staging files,
+and the next run removes them. From then on the run is complete and valid, and the next run finishes the moves and the
+swap (`recover`). Readers follow `manifests/current.json`, which is replaced in one step: they see a run whole or not at
+all.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vca.core.errors import PublishError
+from vca.core.schemas import TABLES, Table
+from vca.media.output import Output
+from vca.tables.manifest import CURRENT, FORMAT, Manifest, ManifestFile, ManifestTable, OutputReader
+
+log = logging.getLogger(__name__)
+
+FILE_ROWS = 4_000_000
+ROW_GROUP_ROWS = 128_000
+SPOOL_BYTES = 32 << 20
+
+
+class Spool:
+    """Rows of a run on the driver's disk, table by table, until they are sorted and staged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._buffers: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+        self._bytes = dict.fromkeys(TABLES, 0)
+        self._files: dict[str, list[Path]] = {name: [] for name in TABLES}
+        self.rows = dict.fromkeys(TABLES, 0)
+
+    def add(self, name: str, rows: pa.Table) -> None:
+        if len(rows) == 0:
+            return
+        assert rows.schema.equals(TABLES[name].schema), f"rows for {name} do not have its schema"
+        self._buffers[name].append(rows)
+        self._bytes[name] += rows.nbytes
+        self.rows[name] += len(rows)
+        if self._bytes[name] > SPOOL_BYTES:
+            self._flush(name)
+
+    def files(self, name: str) -> list[str]:
+        self._flush(name)
+        return [str(path) for path in self._files[name]]
+
+    def _flush(self, name: str) -> None:
+        if not self._buffers[name]:
+            return
+        path = self._folder / f"{name}-{len(self._files[name]):05d}.parquet"
+        pq.write_table(pa.concat_tables(self._buffers[name]), path, compression="zstd")
+        self._files[name].append(path)
+        self._buffers[name] = []
+        self._bytes[name] = 0
+
+
+def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> dict[str, list[ManifestFile]]:
+    """Write the sorted, final files of a run under `staging/<run>/`. Returns what the manifest will say of them."""
+    staged: dict[str, list[ManifestFile]] = {}
+    with closing(duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for name, table in TABLES.items():
+            files = spool.files(name)
+            staged[name] = []
+            if not files:
+                continue
+            _refuse_doubles(connection, table, files)
+            batches = _sorted_batches(connection, table, files)
+            for number, file_batches in enumerate(_chunks(batches)):
+                target = f"tables/{name}/run_id={run_id}/part-{number:05d}.parquet"
+                rows = 0
+                staging_name = _staging_name(run_id, target)
+                with output.open_write(staging_name) as file, pq.ParquetWriter(
+                    file, table.schema, compression="zstd"
+                ) as writer:
+                    for batch in file_batches:
+                        writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
+                        rows += len(batch)
+                size = output.filesystem.size(output.path(staging_name))
+                staged[name].append(ManifestFile(path=target, run_id=run_id, rows=rows, size_bytes=size))
+            written = sum(f.rows for f in staged[name])
+            if written != spool.rows[name]:
+                raise PublishError(f"table {name}: {spool.rows[name]} rows made but {written} staged; nothing published")
+    return staged
+
+
+def _refuse_doubles(connection: duckdb.DuckDBPyConnection, table: Table, files: list[str]) -> None:
+    if table.name not in ("videos", "quarantine", "video_embeddings"):
+        return
+    relation = connection.from_parquet(files)
+    doubled = relation.aggregate("video_id, count(*) AS n").filter("n > 1").limit(3).fetchall()
+    if doubled:
+        raise PublishError(f"table {table.name}: video {doubled[0][0]} has {doubled[0][1]} rows; nothing published")
+
+
+def _sorted_batches(connection: duckdb.DuckDBPyConnection, table: Table, files: list[str]) -> Iterator[pa.Table]:
+    columns = ", ".join(f'"{name}"' for name in table.schema.names)
+    order = ", ".join(f'"{name}"' for name in (*table.sort_by, *_tie_breakers(table)))
+    relation = connection.from_parquet(files)
+    reader = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}").fetch_record_batch(ROW_GROUP_ROWS)
+    for batch in reader:
+        yield pa.Table.from_batches([batch]).cast(table.schema)
+
+
+def _tie_breakers(table: Table) -> list[str]:
+    """Plain columns that make the order of rows total, so that equal runs give equal files."""
+    plain = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating)
+    return [f.name for f in table.schema if f.name not in table.sort_by and any(check(f.type) for check in plain)]
+
+
+def _chunks(batches: Iterator[pa.Table]) -> Iterator[Iterator[pa.Table]]:
+    """Cut a stream of batches into files of about `FILE_ROWS` rows; each inner iterator must be used up in turn."""
+    first = next(batches, None)
+    while first is not None:
+        state: dict[str, pa.Table | None] = {"next": None}
+
+        def one_file(head: pa.Table = first, state: dict[str, pa.Table | None] = state) -> Iterator[pa.Table]:
+            rows = len(head)
+            yield head
+            for batch in batches:
+                if rows >= FILE_ROWS:
+                    state["next"] = batch
+                    return
+                rows += len(batch)
+                yield batch
+
+        yield one_file()
+        first = state["next"]
+
+
+def publish(
+    output: Output,
+    published: OutputReader,
+    staged: dict[str, list[ManifestFile]],
+    run_id: str,
+    created_at: datetime,
+    versions: dict[str, str],
+    counts: dict[str, int],
+) -> Manifest:
+    """Make a staged run the current one. Raises `PublishError`; until the last step the tables are as before."""
+    parent = published.current()
+    tables = {}
+    for name in TABLES:
+        files = [*(parent.tables[name].files if parent and name in parent.tables else ()), *staged[name]]
+        tables[name] = ManifestTable(rows=sum(f.rows for f in files), files=tuple(files))
+    manifest = Manifest(
+        format=FORMAT,
+        run_id=run_id,
+        parent=parent.run_id if parent else None,
+        created_at=created_at.isoformat(),
+        feature_set=versions["feature_set"],
+        model_version=versions["model_version"],
+        taxonomy_version=versions["taxonomy_version"],
+        counts=counts,
+        tables=tables,
+    )
+    try:
+        output.write_bytes(_intent(run_id), manifest.to_json().encode())
+        _finish(output, manifest)
+    except OSError as error:
+        raise PublishError(f"output.uri = {output.config.uri!r}: {error}; run again to finish publishing") from error
+    return manifest
+
+
+def _finish(output: Output, manifest: Manifest) -> None:
+    """Move the run's files to their places and swap the manifest. Safe to repeat after a crash at any point."""
+    for table in manifest.tables.values():
+        for file in table.files:
+            if file.run_id == manifest.run_id:
+                staging_name = _staging_name(manifest.run_id, file.path)
+                if output.exists(staging_name):
+                    output.move(staging_name, file.path)
+                elif not output.exists(file.path):
+                    raise PublishError(f"{file.path} is neither staged nor in place; run {manifest.run_id} is not published")
+    output.write_bytes(f"manifests/{manifest.run_id}.json", manifest.to_json().encode())
+    pointer = {"format": FORMAT, "run_id": manifest.run_id, "manifest": f"manifests/{manifest.run_id}.json"}
+    output.write_bytes(CURRENT, json.dumps(pointer, indent=2).encode())
+    output.delete_tree(f"staging/{manifest.run_id}")
+
+
+def recover(output: Output, published: OutputReader) -> str | None:
+    """Clean up after a killed run: finish publishing one that was complete, drop the staging of one that was not.
+
+    Returns the id of a run that was finished now.
+    """
+    finished = None
+    current = published.current()
+    for run_id in sorted({name.split("/")[1] for name in output.list("staging") if name.count("/") >= 2}):
+        if output.exists(_intent(run_id)) and (current is None or run_id > current.run_id):
+            _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)).decode()))
+            finished = run_id
+            log.warning("run %s was complete but not published when it stopped; published now", run_id)
+        else:
+            output.delete_tree(f"staging/{run_id}")
+    return finished
+
+
+def _intent(run_id: str) -> str:
+    return f"staging/{run_id}/manifest.json"
+
+
+def _staging_name(run_id: str, target: str) -> str:
+    return f"staging/{run_id}/{target}"

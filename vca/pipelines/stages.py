@@ -1,0 +1,235 @@
+"""The stages of the tagging job as plain callables over Arrow tables. Nothing here knows Ray.
+
+Tasks and results cross process borders as Arrow rows; arrays travel as raw bytes with a shape beside them, so that a
+decoded segment is copied once into shared memory and never pickled.
+Shape letters: S steps, K frames a step, H W picture, M frames to read text from.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vca.core.errors import MediaError
+from vca.core.records import TextPiece
+from vca.core.schemas import FEATURES, MEDIA_INFO
+from vca.core.timeline import Span, segment_spans
+from vca.media.decode_config import DecodeConfig, SamplingConfig
+from vca.media.isolation import DecoderProcess
+from vca.media.probe import MediaInfo
+from vca.media.read import ReadPlan, Segment
+from vca.media.storage import Archive, ArchiveConfig, sidecar_language
+from vca.media.subtitles import parse_sidecar
+from vca.models.encode import EncodersConfig, SegmentEncoder
+from vca.pipelines.features import encode_steps
+from vca.pipelines.plan import SIDECAR
+
+TASKS = pa.schema(
+    [
+        pa.field("video_id", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("version", pa.string()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("sidecars", pa.list_(SIDECAR)),
+        pa.field("media", MEDIA_INFO),
+        pa.field("segment_index", pa.int32()),
+    ]
+)
+"""What to read: a video not probed yet (`media` null), or one segment of a probed one."""
+
+_OUTCOME = [
+    pa.field("outcome", pa.string()),  # "read", "probed" (more segments to come) or "failed"
+    pa.field("stage", pa.string()),
+    pa.field("transient", pa.bool_()),
+    pa.field("read_s", pa.float64()),
+]
+_ARRAYS = [
+    pa.field("frames", pa.large_binary()),
+    pa.field("frames_shape", pa.list_(pa.int64())),
+    pa.field("frame_mask", pa.binary()),
+    pa.field("pcm", pa.large_binary()),
+    pa.field("pcm_mask", pa.binary()),
+    pa.field("ocr_frames", pa.large_binary()),
+    pa.field("ocr_shape", pa.list_(pa.int64())),
+    pa.field("ocr_spans", pa.binary()),
+]
+_KEPT = [f for f in FEATURES if f.name not in ("vision", "audio")]
+_NULLABLE = [pa.field(f.name, f.type) for f in _KEPT]
+READ = pa.schema([*_NULLABLE, *_OUTCOME, *_ARRAYS])
+ENCODED = pa.schema(
+    [*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, pa.field("encode_s", pa.float64())]
+)
+
+SIDECAR_LIMIT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Everything a reading slot needs; travels to the workers."""
+
+    archive: ArchiveConfig
+    sampling: SamplingConfig
+    decode: DecodeConfig
+    plan: ReadPlan
+
+
+class ReadStage:
+    """Reads one task at a time in its own decoding child. A short video is probed and read in one opening."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self._settings = settings
+        self._archive = Archive(settings.archive)
+        self._decoder = DecoderProcess(settings.decode)
+
+    def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
+        for task in tasks.to_pylist():
+            started = time.monotonic()
+            row = self._read(task)
+            row["read_s"] = time.monotonic() - started
+            yield pa.Table.from_pylist([row], schema=READ)
+
+    def _read(self, task: dict[str, Any]) -> dict[str, Any]:
+        row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
+        row |= {"step_us": self._settings.plan.step_us, "text": [], "shots": [], "coverage_us": 0}
+        info = None if task["media"] is None else MediaInfo.from_row(task["media"])
+        stage = "probe" if info is None else "read"
+        try:
+            with self._open(task, info) as source:
+                if info is None:
+                    info = self._decoder.probe(source)
+                    row |= {"media": info.to_row(), "segment_index": 0}
+                    stage = "read"
+                spans = segment_spans(info.duration_us, self._settings.sampling.segment_s * 1_000_000)
+                row["n_segments"] = len(spans)
+                if task["segment_index"] is None and len(spans) > 1:
+                    return row | {"outcome": "probed", "stage": stage}
+                span = spans[row["segment_index"]]
+                row |= {"start_us": span.start_us, "end_us": span.end_us}
+                segment = self._decoder.read(source, info, span, self._settings.plan)
+            sidecar_text, notes = self._sidecars(task, span, info.duration_us)
+        except MediaError as error:
+            failure = error.failure(stage)
+            row |= {"stage": stage, "error_code": str(failure.code), "error_message": failure.message}
+            # One lost segment must not cost the others: it becomes a stored row without coverage. A transient
+            # failure is not stored, so that the next run reads this segment again and only this one.
+            lost = task["segment_index"] is not None and not failure.transient
+            return row | {"outcome": "read" if lost else "failed", "transient": failure.transient}
+        return row | _segment_columns(segment, sidecar_text, notes) | {"outcome": "read", "stage": stage}
+
+    def _open(self, task: dict[str, Any], info: MediaInfo | None) -> Any:
+        return self._archive.open(
+            task["key"],
+            task["size_bytes"],
+            task["version"],
+            stage_limit_bytes=self._settings.decode.stage_limit_mb << 20,
+            whole=info is None,
+        )
+
+    def _sidecars(self, task: dict[str, Any], span: Span, duration_us: int) -> tuple[list[TextPiece], list[str]]:
+        """Text of the sidecar files that starts in `span`. A file that cannot be parsed is a note, not a failure."""
+        pieces: list[TextPiece] = []
+        notes: list[str] = []
+        if not self._settings.plan.text:
+            return pieces, notes
+        for sidecar in task["sidecars"] or []:
+            data = self._archive.read_bytes(sidecar["key"], SIDECAR_LIMIT_BYTES)
+            language = sidecar_language(task["key"], sidecar["key"])
+            try:
+                found = parse_sidecar(data, sidecar["key"].rpartition("/")[2])
+            except MediaError as error:
+                notes.append(f"sidecar {sidecar['key']}: {error.message}")
+                continue
+            for piece in found:
+                if span.start_us <= piece.start_us < span.end_us:
+                    pieces.append(
+                        TextPiece(
+                            piece.start_us,
+                            min(piece.end_us, duration_us),
+                            piece.source,
+                            piece.text,
+                            piece.stream,
+                            piece.language or language,
+                            piece.confidence,
+                        )
+                    )
+        return pieces, notes
+
+
+def _segment_columns(segment: Segment, sidecar_text: list[TextPiece], notes: list[str]) -> dict[str, Any]:
+    failure = segment.failure
+    message = failure.message if failure is not None else "; ".join(notes) or None
+    columns: dict[str, Any] = {
+        "coverage_us": segment.coverage_us,
+        "error_code": None if failure is None else str(failure.code),
+        "error_message": message,
+        "text": [piece.to_row() for piece in (*segment.text, *sidecar_text)],
+        "shots": [{"start_us": shot.start_us, "end_us": shot.end_us} for shot in segment.shots],
+    }
+    if segment.frames is not None:
+        columns |= {
+            "frames": memoryview(np.ascontiguousarray(segment.frames)).cast("B"),
+            "frames_shape": list(segment.frames.shape),
+            "frame_mask": segment.frame_mask.tobytes(),
+        }
+    if segment.audio is not None:
+        columns |= {"pcm": segment.audio.tobytes(), "pcm_mask": segment.audio_mask.tobytes()}
+    if len(segment.ocr_frames):
+        columns |= {
+            "ocr_frames": memoryview(np.ascontiguousarray(segment.ocr_frames)).cast("B"),
+            "ocr_shape": list(segment.ocr_frames.shape),
+            "ocr_spans": segment.ocr_spans.tobytes(),
+        }
+    return columns
+
+
+class EncodeStage:
+    """Turns decoded segments into rows of the feature store. Rows without arrays pass through."""
+
+    def __init__(self, encoders: EncodersConfig, step_us: int) -> None:
+        self._encoder = SegmentEncoder(encoders, step_us)
+
+    def __call__(self, segments: pa.Table) -> Iterator[pa.Table]:
+        for position in range(len(segments)):
+            yield self._encode(segments.slice(position, 1))
+
+    def _encode(self, segment: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        kept = segment.drop_columns([f.name for f in _ARRAYS])
+        vision, audio = pa.nulls(1, ENCODED.field("vision").type), pa.nulls(1, ENCODED.field("audio").type)
+        if segment.column("outcome")[0].as_py() == "read":
+            encoded = self._encoder(
+                frames=_array(segment, "frames", np.uint8, "frames_shape"),
+                frame_mask=_array(segment, "frame_mask", np.bool_),
+                audio=_array(segment, "pcm", np.float32),
+                audio_mask=_array(segment, "pcm_mask", np.bool_),
+                ocr_frames=_array(segment, "ocr_frames", np.uint8, "ocr_shape"),
+                ocr_spans=_pairs(_array(segment, "ocr_spans", np.int64)),
+                start_us=segment.column("start_us")[0].as_py(),
+            )
+            vision = encode_steps(encoded.vision, encoded.vision_mask)
+            audio = encode_steps(encoded.audio, encoded.audio_mask)
+            text = segment.column("text")[0].as_py() + [piece.to_row() for piece in encoded.text]
+            kept = kept.set_column(
+                kept.schema.get_field_index("text"), "text", pa.array([text], ENCODED.field("text").type)
+            )
+        kept = kept.append_column("vision", vision).append_column("audio", audio)
+        kept = kept.append_column("encode_s", pa.array([time.monotonic() - started]))
+        return kept.select(ENCODED.names).cast(ENCODED)
+
+
+def _array(row: pa.Table, name: str, dtype: Any, shape_name: str | None = None) -> npt.NDArray[Any] | None:
+    """A view on the bytes of one cell, in shape; None for a null cell."""
+    cell = row.column(name)[0]
+    if not cell.is_valid:
+        return None
+    flat = np.frombuffer(cell.as_buffer(), dtype=dtype)
+    return flat if shape_name is None else flat.reshape(row.column(shape_name)[0].as_py())
+
+
+def _pairs(flat: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    return None if flat is None else flat.reshape(-1, 2)

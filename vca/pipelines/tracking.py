@@ -1,0 +1,116 @@
+"""MLflow: one run per job. Tracking may fail at any time; the night's tables never depend on it."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vca.core.errors import one_line
+from vca.pipelines.config import TrackingConfig
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Logs one job to MLflow. After the first failure it stops trying and `error` says why.
+
+    Every call to MLflow goes through `_try`: a broken tracking server is an expected failure here, of any type its
+    client may raise, and it is reported in the run's summary.
+    """
+
+    def __init__(self, config: TrackingConfig, run_name: str) -> None:
+        self._config = config
+        self.run_id: str | None = None
+        self.error: str | None = None
+        if config.enabled:
+            self._try("start", lambda: self._start(run_name))
+
+    @property
+    def state(self) -> str:
+        """One line for the summary."""
+        if not self._config.enabled:
+            return "off"
+        if self.error is not None:
+            return f"FAILED, tables are published all the same ({self.error})"
+        return f"run {self.run_id} in experiment {self._config.experiment}"
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log the resolved configuration, flattened to dotted names."""
+        import_and = self._mlflow
+        self._try("parameters", lambda: import_and().log_params(_flat(values)))
+
+    def progress(self, metrics: Mapping[str, float], step: int) -> None:
+        self._try("progress", lambda: self._mlflow().log_metrics(dict(metrics), step=step))
+
+    def finish(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        artifacts: Mapping[str, str],
+        tables: Mapping[str, str],
+    ) -> None:
+        """Close the run: figures, text artifacts by file name, and the published tables as datasets (name to URI)."""
+        self._try("finish", lambda: self._finish(status, metrics, tags, artifacts, tables))
+
+    def _try(self, what: str, call: Callable[[], object]) -> None:
+        if not self._config.enabled or self.error is not None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self.error = one_line(f"{what}: {type(error).__name__}: {error}")
+            log.warning("tracking failed: %s", self.error)
+
+    def _mlflow(self) -> Any:
+        import mlflow
+
+        return mlflow
+
+    def _start(self, run_name: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(self._config.timeout_s))))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        mlflow = self._mlflow()
+        if self._config.uri is not None:
+            mlflow.set_tracking_uri(self._config.uri)
+        mlflow.set_experiment(self._config.experiment)
+        self.run_id = mlflow.start_run(run_name=run_name).info.run_id
+
+    def _finish(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        artifacts: Mapping[str, str],
+        tables: Mapping[str, str],
+    ) -> None:
+        mlflow = self._mlflow()
+        mlflow.log_metrics(dict(metrics))
+        mlflow.set_tags(dict(tags))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in artifacts.items():
+                Path(folder, name).write_text(text, encoding="utf-8")
+            mlflow.log_artifacts(folder)
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        for name, uri in tables.items():
+            mlflow.log_input(MetaDataset(source=HTTPDatasetSource(uri), name=name), context="published")
+        mlflow.end_run(status)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
