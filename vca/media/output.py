@@ -1,0 +1,316 @@
+"""The place where results go: a folder or a bucket, written so that a reader never sees half a file."""
+
+import errno
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import field_validator
+
+from vca.core.config import Config
+from vca.core.errors import ConfigError, ErrorCode, MediaError
+from vca.core.storage import StorageConfig, is_s3
+from vca.media.s3 import S3Location, preflight_error, storage_error, storage_exceptions
+from vca.media.storage import normalise_uri
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".vca-tmp-"
+"""Start of the names of unfinished local files and of the S3 probe; `list` leaves them out."""
+
+DELETE_BATCH = 1000  # most keys that one DeleteObjects request may name
+
+
+class OutputConfig(Config):
+    uri: str
+    """Local folder (made on first write) or s3://bucket/prefix."""
+    storage: StorageConfig = StorageConfig()
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, value: str) -> str:
+        return normalise_uri(value)
+
+
+class Output:
+    """Files below one root, named by relative paths with `/`. Cheap to make and to pickle.
+
+    All methods raise OSError (FileNotFoundError for what is not there) with one clean line for every failure of the
+    storage, and ConfigError for a path that leads out of the root: such paths can come from a damaged manifest.
+    """
+
+    def __init__(self, config: OutputConfig) -> None:
+        # Made absolute here and not in the worker, which has another working directory.
+        uri = config.uri if is_s3(config.uri) else str(Path(config.uri).expanduser().absolute())
+        self.config = config
+        self._s3 = S3Location(uri, config.storage) if is_s3(uri) else None
+        self.root: str = self._s3.root if self._s3 is not None else uri
+        """Root of all paths in `filesystem`, without a slash at the end."""
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec filesystem of this process, for pyarrow and DuckDB."""
+        if self._s3 is not None:
+            return self._s3.filesystem
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem()
+
+    def path(self, *parts: str) -> str:
+        """Full path of a file or folder for `filesystem`."""
+        relative = self._relative("/".join(parts))
+        return f"{self.root.rstrip('/')}/{relative}" if relative else self.root
+
+    def uri_of(self, relative: str) -> str:
+        """Where the file lies, for people and manifests."""
+        return f"s3://{self.path(relative)}" if self._s3 is not None else self.path(relative)
+
+    @staticmethod
+    def _relative(relative: str) -> str:
+        relative = relative.rstrip("/")
+        if relative and any(part in ("", ".", "..") or "\0" in part for part in relative.split("/")):
+            raise ConfigError(f"output: {relative!r} is not a path inside the output")
+        return relative
+
+    def _local(self, relative: str) -> Path:
+        return Path(self.path(relative))
+
+    @contextmanager
+    def _errors(self, relative: str) -> Iterator[None]:
+        try:
+            yield
+        except MediaError as error:
+            raise _os_error(error, relative) from error
+        except storage_exceptions() as error:
+            raise _os_error(storage_error(error, relative), relative) from error
+
+    # ------------------------------------------------------------------------------------------------ pre-flight
+
+    def check_writable(self) -> None:
+        """`ConfigError` with one line and the way out if results could not be written. Leaves nothing behind.
+
+        Locally nothing is made: the nearest folder that exists must be writable. On S3 only a write can tell, so an
+        empty probe object is put under the prefix and deleted again (a versioned bucket keeps its delete marker).
+        """
+        if self._s3 is None:
+            self._check_local()
+            return
+        place = self._s3.preflight()
+        probe = f"{place.prefix}{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            place.call("put_object", Key=probe, Body=b"")
+            place.call("delete_object", Key=probe)
+        except storage_exceptions() as error:
+            raise preflight_error(error, "output", self.config.uri, self.config.storage) from error
+
+    def _check_local(self) -> None:
+        where = f"output.uri = {self.config.uri!r}"
+        folder = Path(self.root)
+        try:
+            while not folder.exists() and not folder.is_symlink():
+                folder = folder.parent
+            is_folder = folder.is_dir()
+        except OSError as error:
+            raise ConfigError(f"{where}: {os.strerror(error.errno or 0)}; check the path and its mount") from error
+        if not is_folder:
+            raise ConfigError(f"{where}: {folder.name!r} in this path is no folder; choose another place")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"{where}: this user may not write there; give the permission or choose another place")
+
+    # ------------------------------------------------------------------------------------------------ whole files
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Create or replace a file in one step: rename of a synced temporary file, or one PUT."""
+        if self._s3 is not None:
+            with self._errors(relative):
+                self._s3.call("put_object", Key=self._key(relative), Body=data)
+            return
+        with self.open_write(relative) as file:
+            file.write(data)
+
+    def read_bytes(self, relative: str) -> bytes:
+        with self._errors(relative):
+            if self._s3 is None:
+                return self._local(relative).read_bytes()
+            return self._s3.read_start(self._relative(relative), sys.maxsize)
+
+    def exists(self, relative: str) -> bool:
+        """Whether there is such a file, or a folder with anything in it."""
+        with self._errors(relative):
+            if self._s3 is None:
+                path = self._local(relative)
+                return path.is_file() or (path.is_dir() and any(path.iterdir()))
+            key = self._key(relative)
+            page = self._s3.call("list_objects_v2", Prefix=key, MaxKeys=1)
+            # In key order "a" is first, but "a-b" comes before "a/": a second look decides about the folder.
+            if any(entry["Key"] == key for entry in page.get("Contents", [])):
+                return True
+            return bool(self._s3.call("list_objects_v2", Prefix=key + "/", MaxKeys=1).get("Contents"))
+
+    def list(self, relative_prefix: str = "") -> list[str]:
+        """Sorted relative paths of all files below a folder; empty if there is no such folder."""
+        folder = self._relative(relative_prefix)
+        with self._errors(folder):
+            return sorted(name for name in self._walk(folder) if not name.rpartition("/")[2].startswith(TEMPORARY))
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        if self._s3 is not None:
+            for page in self._s3.pages(folder + "/" if folder else ""):
+                for entry in page:
+                    name = entry["Key"][len(self._s3.prefix) :]
+                    if name and not name.endswith("/"):
+                        yield name
+            return
+        root = Path(self.root)
+        if not (root / folder).is_dir():
+            return
+
+        def fail(error: OSError) -> None:
+            raise error  # os.walk passes over folders that it cannot read, which would make a short list
+
+        for parent, _, names in os.walk(root / folder, onerror=fail):
+            for name in names:
+                yield (Path(parent) / name).relative_to(root).as_posix()
+
+    # ------------------------------------------------------------------------------------------------ streams and moves
+
+    @contextmanager
+    def open_write(self, relative: str) -> Iterator[BinaryIO]:
+        """A binary file that appears under its name when the block ends, whole, or not at all if the block raises."""
+        with self._errors(relative):
+            pending: _Pending = (
+                _LocalPending(self._local(relative))
+                if self._s3 is None
+                # autocommit=False: closing uploads the last part, and only commit() makes the object appear.
+                else _S3Pending(self.filesystem.open(self.path(relative), "wb", autocommit=False))
+            )
+        try:
+            yield pending.file
+            with self._errors(relative):
+                pending.commit()
+        except BaseException:
+            try:
+                with self._errors(relative):
+                    pending.discard()
+            except OSError as error:  # the failure that led here matters more
+                logger.warning("an unfinished file was left behind: %s", error)
+            raise
+
+    def copy_in(self, local_path: str | Path, relative: str) -> None:
+        """Put a finished local file under its name in one step."""
+        if self._s3 is not None:
+            with self._errors(relative):
+                # Large files go up in parts, which s3fs drops if one fails.
+                self.filesystem.put_file(str(local_path), self.path(relative))
+        else:
+            with Path(local_path).open("rb") as source, self.open_write(relative) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+    def move(self, source_relative: str, target_relative: str) -> None:
+        """Move one file, replacing the target: a rename, or on S3 (which has none) a server-side copy and a delete."""
+        with self._errors(source_relative):
+            if self._s3 is not None:
+                self.filesystem.cp_file(self.path(source_relative), self.path(target_relative))
+                self._s3.call("delete_object", Key=self._key(source_relative))
+                return
+            source, target = self._local(source_relative), self._local(target_relative)
+            if not source.is_file():
+                raise FileNotFoundError(source_relative)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+            _sync(target.parent)
+
+    def delete(self, relative: str) -> None:
+        """Delete one file; it is fine if there is none."""
+        with self._errors(relative):
+            if self._s3 is not None:
+                self._s3.call("delete_object", Key=self._key(relative))
+            else:
+                self._local(relative).unlink(missing_ok=True)
+
+    def delete_tree(self, relative: str) -> None:
+        """Delete everything below a folder; it is fine if there is none. The root itself is refused."""
+        folder = self._relative(relative)
+        assert folder, "the whole output is never deleted"
+        with self._errors(folder):
+            if self._s3 is None:
+                if self._local(folder).is_dir():
+                    shutil.rmtree(self._local(folder))
+                return
+            for page in self._s3.pages(folder + "/"):
+                if page:
+                    names = [{"Key": entry["Key"]} for entry in page]
+                    assert len(names) <= DELETE_BATCH
+                    answer = self._s3.call("delete_objects", Delete={"Objects": names, "Quiet": True})
+                    if answer.get("Errors"):
+                        raise PermissionError(f"{len(answer['Errors'])} objects could not be deleted")
+
+    def _key(self, relative: str) -> str:
+        assert self._s3 is not None
+        return self._s3.prefix + self._relative(relative)
+
+
+def _os_error(failure: MediaError, relative: str) -> OSError:
+    if failure.code == ErrorCode.OBJECT_MISSING:
+        return FileNotFoundError(f"output: no such file: {relative}")
+    return OSError(f"output: {failure.message}")
+
+
+class _LocalPending:
+    """A temporary file in the target's folder, renamed over the target."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not the tempfile module: its files are for the owner only, and results are for others to read.
+        self.file: BinaryIO = self._temporary.open("xb")
+
+    def commit(self) -> None:
+        self.file.close()
+        # By path, because a writer such as pyarrow may have closed the file before us.
+        _sync(self._temporary)
+        self._temporary.replace(self._target)
+        _sync(self._target.parent)
+
+    def discard(self) -> None:
+        try:
+            self.file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class _S3Pending:
+    """An s3fs file opened with autocommit=False."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def commit(self) -> None:
+        self.file.close()
+        self.file.commit()
+
+    def discard(self) -> None:
+        self.file.closed = True  # or the destructor would upload what is left in the buffer
+        self.file.discard()
+
+
+_Pending = _LocalPending | _S3Pending
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold the content (of a file) or the names (of a folder) before the next step builds on them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
