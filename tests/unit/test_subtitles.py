@@ -101,7 +101,7 @@ def matroska(codec: str, packets: list[tuple[int, int, bytes]], language: str = 
     ],
 )
 def test_sidecar_files_of_go_astisub(media_dir: Path, name: str, cues: list[tuple[float, float, str]]) -> None:
-    """Texts and times are exact in every dialect: short fractions, UTF-16, CR only, entities, styles, own field order."""
+    """Texts and times are exact in every dialect: short fractions, UTF-16, CR only, entities, own field order."""
     pieces = parse_sidecar((media_dir / "subtitle_files/go-astisub" / name).read_bytes(), name)
     assert shown(pieces) == cues
     assert {(piece.source, piece.stream, piece.language) for piece in pieces} == {(TextSource.SIDECAR, name, None)}
@@ -273,7 +273,7 @@ def test_embedded_streams(media_dir: Path, path: str, expected: list[tuple[float
 
 @pytest.mark.media
 def test_embedded_languages_and_streams_stay_apart(media_dir: Path) -> None:
-    """Two streams of one file keep their index and language, and a span takes only what starts in it."""
+    """Two streams of one file keep their index and language, also once the file is closed; a span takes what starts in it."""
     collectors = collect(media_dir / "mediabunny/test/public/subtitles/test-mkv-multi.mkv")
     pieces = [collector.pieces(Span(5_000_000, 8_000_000))[0] for collector in collectors]
     assert [(p.stream, p.language, p.text, p.source) for p in pieces] == [

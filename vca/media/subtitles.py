@@ -68,6 +68,7 @@ class SubtitleCollector:
         """`zero_us`: the container's start time, taken off every packet time."""
         self.skipped = 0
         self._stream = stream
+        self._index = str(stream.index)  # read now: after the container is closed, the stream's memory is gone
         self._zero_us = zero_us
         # PyAV gives no codec context where FFmpeg has no decoder (TTML, some WebVTT in Matroska).
         context: object = stream.codec_context
@@ -104,13 +105,12 @@ class SubtitleCollector:
 
     def pieces(self, span: Span) -> list[TextPiece]:
         """Subtitles that start in `span`, by start."""
-        index = str(self._stream.index)
         if self._captions is not None:
             shown = [(c.start_us, c.end_us, c.text) for c in choose_captions(self._captions.captions())]
         else:
             shown = _place(self._cues, sorted(self._changes))
         return [
-            TextPiece(start_us, end_us, TextSource.SUBTITLE, text, stream=index, language=self._language)
+            TextPiece(start_us, end_us, TextSource.SUBTITLE, text, stream=self._index, language=self._language)
             for start_us, end_us, text in shown
             if span.start_us <= start_us < span.end_us
         ]
