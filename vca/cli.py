@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -18,6 +19,12 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE
 OutputUri = Annotated[str | None, typer.Option("--output", help="Output to read; default: that of the configuration.")]
 
 DEFAULT_CONFIG = "configs/local.yaml"
+
+
+class Style(StrEnum):
+    TEXT = "text"
+    CSV = "csv"
+    JSON = "json"
 
 
 @app.command()
@@ -46,8 +53,8 @@ def query(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
     output: OutputUri = None,
-    as_format: Annotated[str, typer.Option("--format", help="table, csv or json")] = "table",
-    limit: Annotated[int, typer.Option(min=1, help="Rows shown in a table.")] = 40,
+    style: Annotated[Style, typer.Option("--format", help="How to print the rows.")] = Style.TEXT,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to show; default: all.")] = None,
 ) -> None:
     """Query the published tables with DuckDB."""
     from vca.pipelines.door import output_reader
@@ -55,7 +62,7 @@ def query(
 
     def show() -> str:
         reader = output_reader(config, overrides or [], output)
-        return tables_query.render(tables_query.query(reader, sql), as_format, limit)
+        return tables_query.format_table(tables_query.query(reader, sql), limit, style.value)
 
     _print_or_fail(show)
 

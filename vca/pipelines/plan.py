@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vca.core import identity
 from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import Status
-from vca.media.storage import Archive, sidecar_stems
+from vca.media.storage import Archive, media_stem, sidecar_stems
 from vca.tables.manifest import OutputReader
 from vca.tables.query import create_views
 
@@ -30,6 +30,8 @@ class Action(StrEnum):
     REFUSE = "refuse"
     """The key itself cannot be used; goes to quarantine without being opened."""
 
+
+BATCH_ROWS = 50_000
 
 SIDECAR = pa.struct([pa.field("key", pa.string()), pa.field("version", pa.string()), pa.field("size_bytes", pa.int64())])
 
@@ -111,17 +113,17 @@ def make_plan(
         connection.execute(_JOIN_SIDECARS)
         _write_current(connection, work_dir / "current.parquet")
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
-        reader = connection.execute(
+        decided = connection.sql(
             _DECIDE,
-            {
+            params={
                 "feature_set": versions.feature_set,
                 "model_version": versions.model_version,
                 "taxonomy_version": versions.taxonomy_version,
                 "max_attempts": max_attempts,
             },
-        ).fetch_record_batch(50_000)
+        )
         with pq.ParquetWriter(target, PLAN) as writer:
-            for batch in reader:
+            for batch in decided.to_arrow_reader(BATCH_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(PLAN))
         counted = connection.from_parquet(str(target)).aggregate("action, reason, count(*) AS n").fetchall()
     finally:
@@ -163,10 +165,7 @@ def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
 def _stems(key: str, kind: str) -> Sequence[str]:
     if kind == "sidecar":
         return sidecar_stems(key)
-    if kind == "media":
-        folder, separator, name = key.rpartition("/")
-        return [f"{folder}{separator}{name.rpartition('.')[0] or name}"]
-    return []
+    return [media_stem(key)]
 
 
 _JOIN_SIDECARS = """
@@ -188,16 +187,16 @@ FROM nearest GROUP BY video_id
 
 def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """The listed media objects with their fingerprints."""
-    reader = connection.execute(
+    listed = connection.sql(
         """
         SELECT video_id, l.key, l.size_bytes, l.version, l.plain, coalesce(s.sidecars, []) AS sidecars
         FROM listing l LEFT JOIN sidecars s USING (video_id) WHERE kind = 'media'
         """
-    ).fetch_record_batch(50_000)
+    )
     schema = pa.schema([f for f in PLAN if f.name in ("video_id", "key", "size_bytes", "version", "sidecars")])
     schema = schema.append(pa.field("plain", pa.bool_())).append(pa.field("fingerprint", pa.string()))
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in reader:
+        for batch in listed.to_arrow_reader(BATCH_ROWS):
             table = pa.Table.from_batches([batch])
             prints = [
                 identity.fingerprint(version, [(s["key"], s["version"]) for s in sidecars])

@@ -6,7 +6,6 @@ swap (`recover`). Readers follow `manifests/current.json`, which is replaced in 
 all.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +19,16 @@ import pyarrow.parquet as pq
 from vca.core.errors import PublishError
 from vca.core.schemas import TABLES, Table
 from vca.media.output import Output
-from vca.tables.manifest import CURRENT, FORMAT, Manifest, ManifestFile, ManifestTable, OutputReader
+from vca.tables.manifest import (
+    CURRENT,
+    Manifest,
+    ManifestFile,
+    ManifestTable,
+    OutputReader,
+    Pointer,
+    manifest_path,
+    table_file_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +84,7 @@ def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> d
             _refuse_doubles(connection, table, files)
             batches = _sorted_batches(connection, table, files)
             for number, file_batches in enumerate(_chunks(batches)):
-                target = f"tables/{name}/run_id={run_id}/part-{number:05d}.parquet"
+                target = table_file_path(name, run_id, f"part-{number:05d}.parquet")
                 rows = 0
                 staging_name = _staging_name(run_id, target)
                 with output.open_write(staging_name) as file, pq.ParquetWriter(
@@ -106,8 +114,8 @@ def _sorted_batches(connection: duckdb.DuckDBPyConnection, table: Table, files: 
     columns = ", ".join(f'"{name}"' for name in table.schema.names)
     order = ", ".join(f'"{name}"' for name in (*table.sort_by, *_tie_breakers(table)))
     relation = connection.from_parquet(files)
-    reader = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}").fetch_record_batch(ROW_GROUP_ROWS)
-    for batch in reader:
+    ordered = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}")
+    for batch in ordered.to_arrow_reader(ROW_GROUP_ROWS):
         yield pa.Table.from_batches([batch]).cast(table.schema)
 
 
@@ -153,10 +161,9 @@ def publish(
         files = [*(parent.tables[name].files if parent and name in parent.tables else ()), *staged[name]]
         tables[name] = ManifestTable(rows=sum(f.rows for f in files), files=tuple(files))
     manifest = Manifest(
-        format=FORMAT,
         run_id=run_id,
         parent=parent.run_id if parent else None,
-        created_at=created_at.isoformat(),
+        created_at=created_at,
         feature_set=versions["feature_set"],
         model_version=versions["model_version"],
         taxonomy_version=versions["taxonomy_version"],
@@ -181,9 +188,8 @@ def _finish(output: Output, manifest: Manifest) -> None:
                     output.move(staging_name, file.path)
                 elif not output.exists(file.path):
                     raise PublishError(f"{file.path} is neither staged nor in place; run {manifest.run_id} is not published")
-    output.write_bytes(f"manifests/{manifest.run_id}.json", manifest.to_json().encode())
-    pointer = {"format": FORMAT, "run_id": manifest.run_id, "manifest": f"manifests/{manifest.run_id}.json"}
-    output.write_bytes(CURRENT, json.dumps(pointer, indent=2).encode())
+    output.write_bytes(manifest_path(manifest.run_id), manifest.to_json().encode())
+    output.write_bytes(CURRENT, Pointer.to(manifest.run_id).to_json().encode())
     output.delete_tree(f"staging/{manifest.run_id}")
 
 
@@ -196,7 +202,7 @@ def recover(output: Output, published: OutputReader) -> str | None:
     current = published.current()
     for run_id in sorted({name.split("/")[1] for name in output.list("staging") if name.count("/") >= 2}):
         if output.exists(_intent(run_id)) and (current is None or run_id > current.run_id):
-            _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)).decode()))
+            _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id)))
             finished = run_id
             log.warning("run %s was complete but not published when it stopped; published now", run_id)
         else:

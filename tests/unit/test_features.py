@@ -1,0 +1,113 @@
+"""The feature store keeps what the encoders made, and knows which videos are complete."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vca.core.schemas import FEATURES
+from vca.media.output import Output, OutputConfig
+from vca.pipelines.features import FeatureStore, FeatureWriter, decode_steps, encode_steps, join_segments
+from vca.pipelines.predict import complete_videos, group_by_part
+
+MEDIA = {
+    "duration_us": 1_500_000,
+    "declared_duration_us": 1_500_000,
+    "container": "mp4",
+    "has_video": True,
+    "has_audio": False,
+    "n_video_streams": 1,
+    "n_audio_streams": 0,
+    "n_subtitle_streams": 0,
+}
+
+
+def segment(video: str, index: int, count: int, start_us: int, end_us: int, value: float = 1.0) -> pa.Table:
+    n_steps = -(-(end_us - start_us) // 500_000)
+    row = {
+        "video_id": video,
+        "key": f"{video}.mp4",
+        "fingerprint": "f",
+        "segment_index": index,
+        "n_segments": count,
+        "start_us": start_us,
+        "end_us": end_us,
+        "step_us": 500_000,
+        "coverage_us": end_us - start_us,
+        "media": MEDIA,
+        "text": [{"start_us": start_us, "end_us": end_us, "source": "subtitle", "text": f"part {index}"}],
+        "shots": [{"start_us": start_us, "end_us": end_us}],
+    }
+    table = pa.Table.from_pylist([row], schema=FEATURES)
+    cell = encode_steps(np.full((n_steps, 3), value, np.float16), np.ones(n_steps, np.bool_))
+    return table.set_column(FEATURES.get_field_index("vision"), FEATURES.field("vision"), cell)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=hnp.arrays(np.float16, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=st.floats(-8, 8, width=16)),
+    seed=st.integers(0, 1000),
+)
+def test_step_features_survive_storage(values: np.ndarray, seed: int) -> None:
+    """Features and mask come back exactly; masked steps are nulls, not zeros that look like data."""
+    mask = np.random.default_rng(seed).random(len(values)) < 0.6
+    cell = encode_steps(values, mask)
+    decoded = decode_steps(pa.chunked_array([cell])[0])
+    if not mask.any():
+        assert decoded is None
+        return
+    assert decoded is not None
+    back, back_mask = decoded
+    np.testing.assert_array_equal(back_mask, mask)
+    np.testing.assert_array_equal(back[mask], values[mask].astype(np.float32))
+    assert not back[~mask].any()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(Output(OutputConfig(uri=str(tmp_path / "out"))), "set")
+
+
+def test_a_video_is_complete_only_with_all_its_segments(store: FeatureStore) -> None:
+    """The fan-out trap of other systems: two of three segments are not a video."""
+    writer = FeatureWriter(store, "run", 1 << 30, 1e9)
+    writer.add(segment("whole", 0, 2, 0, 1_000_000))
+    writer.add(segment("half", 1, 2, 1_000_000, 1_500_000))
+    writer.flush()
+    writer.add(segment("whole", 1, 2, 1_000_000, 1_500_000))
+    writer.flush()
+    index = store.index()
+    assert index.equals(pa.concat_tables(writer.written))
+    complete = complete_videos(index)
+    assert set(complete) == {("whole", "f")}
+    assert len(complete["whole", "f"]) == 2, "its two parts are named"
+    groups = group_by_part(complete).to_pylist()
+    assert [video["video_id"] for group in groups for video in group["videos"]] == ["whole"]
+
+
+def test_duplicates_from_retries_are_harmless(store: FeatureStore) -> None:
+    """A segment written twice is read once."""
+    writer = FeatureWriter(store, "run", 1 << 30, 1e9)
+    for value in (1.0, 2.0):
+        writer.add(segment("v", 0, 2, 0, 1_000_000, value))
+    writer.add(segment("v", 1, 2, 1_000_000, 1_500_000))
+    writer.flush()
+    video = join_segments(store.read(store.parts(), ["v"]))
+    assert video.vision is not None and video.vision.shape == (3, 3)
+    assert video.vision[0, 0] == 2.0, "the later row counts"
+    assert [piece.text for piece in video.text] == ["part 0", "part 1"]
+    assert video.duration_us == 1_500_000
+    np.testing.assert_array_equal(video.steps[:, 0], [0, 500_000, 1_000_000])
+    assert video.audio is None
+
+
+def test_parts_are_written_by_size(store: FeatureStore) -> None:
+    """Memory of the driver is bounded by part_mb, not by the archive."""
+    writer = FeatureWriter(store, "run", 1, 1e9)
+    writer.add(segment("a", 0, 1, 0, 500_000))
+    writer.add(segment("b", 0, 1, 0, 500_000))
+    assert len(store.parts()) == 2

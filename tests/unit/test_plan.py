@@ -1,0 +1,194 @@
+"""The plan redoes exactly what depends on a change, and nothing else."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from vca.core.errors import ConfigError
+from vca.core.schemas import TABLES
+from vca.core.storage import StorageConfig
+from vca.media.output import Output, OutputConfig
+from vca.media.storage import Archive, ArchiveConfig
+from vca.pipelines.plan import Action, Plan, Versions, make_plan
+from vca.pipelines.publish import Spool, publish, stage_tables
+from vca.tables.manifest import open_output
+
+VERSIONS = Versions("features-1", "model-1", "taxonomy-1")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class World:
+    """A folder as archive and a folder as output, with a publisher that needs no decoding."""
+
+    def __init__(self, root: Path) -> None:
+        self.archive = root / "archive"
+        self.work = root / "work"
+        self.out = root / "out"
+        self.archive.mkdir()
+        self.work.mkdir()
+        self.n_runs = 0
+
+    def put(self, key: str, data: bytes = b"bytes") -> None:
+        path = self.archive / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def plan(self, versions: Versions = VERSIONS) -> Plan:
+        reader = open_output(str(self.out), StorageConfig())
+        return make_plan(Archive(ArchiveConfig(uri=str(self.archive))), reader, versions, 3, self.work)
+
+    def decisions(self, versions: Versions = VERSIONS) -> dict[str, tuple[str, str]]:
+        plan = self.plan(versions)
+        return {row["key"]: (row["action"], row["reason"]) for action in Action for row in plan.rows(action).to_pylist()}
+
+    def publish(self, failed: dict[str, bool] | None = None) -> None:
+        """Publish what the plan asks for; `failed` maps a key to whether it is to be retried."""
+        failed = failed or {}
+        self.n_runs += 1
+        run_id = f"20260101T00000{self.n_runs}Z-aaaaaa"
+        plan = self.plan()
+        spool = Spool(self.work)
+        for row in (*plan.rows(Action.DECODE).to_pylist(), *plan.rows(Action.RETAG).to_pylist()):
+            video = dict.fromkeys(TABLES["videos"].schema.names) | {
+                "video_id": row["video_id"],
+                "key": row["key"],
+                "run_id": run_id,
+                "uri": row["key"],
+                "fingerprint": row["fingerprint"],
+                "status": "quarantined" if row["key"] in failed else "tagged",
+                "attempts": row["attempts"] + 1,
+                "size_bytes": row["size_bytes"],
+                "feature_set": VERSIONS.feature_set,
+                "model_version": VERSIONS.model_version,
+                "taxonomy_version": VERSIONS.taxonomy_version,
+                "tagged_at": NOW,
+            }
+            spool.add("videos", pa.Table.from_pylist([video], schema=TABLES["videos"].schema))
+            if row["key"] in failed:
+                quarantine = {
+                    **{name: video.get(name) for name in TABLES["quarantine"].schema.names},
+                    "stage": "read",
+                    "error_code": "decode_timeout",
+                    "error_message": "slow",
+                    "first_failed_at": row["first_failed_at"] or NOW,
+                    "last_failed_at": NOW,
+                    "will_retry": failed[row["key"]],
+                }
+                spool.add("quarantine", pa.Table.from_pylist([quarantine], schema=TABLES["quarantine"].schema))
+        output = Output(OutputConfig(uri=str(self.out)))
+        versions = {"feature_set": "features-1", "model_version": "model-1", "taxonomy_version": "taxonomy-1"}
+        staged = stage_tables(spool, output, run_id, self.work)
+        publish(output, open_output(str(self.out), StorageConfig()), staged, run_id, NOW, versions, {})
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_first_night_decodes_everything_and_second_nothing(world: World) -> None:
+    """Incremental means: what is published and unchanged costs nothing."""
+    world.put("a.mp4")
+    world.put("deep/b.mkv")
+    world.put("notes.txt")
+    assert world.decisions() == {"a.mp4": ("decode", "new"), "deep/b.mkv": ("decode", "new")}
+    assert world.plan().ignored == 1
+    world.publish()
+    assert set(world.decisions().values()) == {("skip", "unchanged")}
+    assert "nothing to do" in world.plan().describe()
+
+
+def test_changed_new_and_deleted_objects(world: World) -> None:
+    """Each change touches its own video only."""
+    for key in ("same.mp4", "changed.mp4", "deleted.mp4"):
+        world.put(key)
+    world.publish()
+    world.put("changed.mp4", b"other bytes")
+    world.put("new.mp4")
+    (world.archive / "deleted.mp4").unlink()
+    assert world.decisions() == {
+        "same.mp4": ("skip", "unchanged"),
+        "changed.mp4": ("decode", "changed"),
+        "new.mp4": ("decode", "new"),
+        "deleted.mp4": ("gone", "deleted from the archive"),
+    }
+
+
+def test_sidecar_subtitles_are_part_of_the_content(world: World) -> None:
+    """A new or changed subtitle file means new text, so the video is read again."""
+    world.put("film.mp4")
+    world.put("film.part2.mp4")
+    world.publish()
+    world.put("film.en.srt")
+    assert world.decisions()["film.mp4"] == ("decode", "changed")
+    assert world.decisions()["film.part2.mp4"] == ("skip", "unchanged")
+    world.publish()
+    world.put("film.part2.srt")
+    assert world.decisions()["film.mp4"] == ("skip", "unchanged"), "the longest matching stem owns a sidecar"
+    assert world.decisions()["film.part2.mp4"] == ("decode", "changed")
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        (Versions("features-2", "model-1", "taxonomy-1"), ("decode", "other features wanted")),
+        (Versions("features-1", "model-2", "taxonomy-1"), ("retag", "tagged by another model")),
+        (Versions("features-1", "model-1", "taxonomy-2"), ("retag", "tagged with another taxonomy")),
+    ],
+)
+def test_new_versions_redo_what_depends_on_them(world: World, versions: Versions, expected: tuple[str, str]) -> None:
+    """New features need the video; a new model or taxonomy needs only the stored features."""
+    world.put("a.mp4")
+    world.publish()
+    assert world.decisions(versions) == {"a.mp4": expected}
+
+
+def test_quarantine_retries_transient_failures_up_to_the_limit(world: World) -> None:
+    """Transient failures come back until max_attempts; permanent ones wait for a new version of the file."""
+    world.put("broken.mp4")
+    world.put("slow.mp4")
+    failing = {"broken.mp4": False, "slow.mp4": True}
+    world.publish(failing)
+    assert world.decisions() == {
+        "broken.mp4": ("skip", "in quarantine until the file changes"),
+        "slow.mp4": ("decode", "retry after a failure"),
+    }
+    world.publish(failing)
+    world.publish(failing)
+    assert world.decisions()["slow.mp4"][0] == "skip", "three attempts are the limit"
+    world.put("broken.mp4", b"repaired, so another fingerprint")
+    assert world.decisions()["broken.mp4"] == ("decode", "changed")
+
+
+def test_a_deleted_video_that_comes_back_is_new(world: World) -> None:
+    """Gone is a state, not a grave."""
+    world.put("a.mp4")
+    world.put("keeper.mp4")
+    world.publish()
+    (world.archive / "a.mp4").unlink()
+    assert world.decisions()["a.mp4"][0] == "gone"
+
+
+def test_empty_archive_is_refused(world: World) -> None:
+    """An unmounted disk must not mark the whole archive as gone."""
+    world.put("readme.txt")
+    with pytest.raises(ConfigError, match=r"archive\.uri .* no media objects"):
+        world.plan()
+
+
+def test_keys_that_cannot_be_shown_are_refused_not_opened(world: World) -> None:
+    """A key with control characters goes to quarantine by name."""
+    world.put("line\nbreak.mp4")
+    decisions = world.decisions()
+    assert list(decisions.values()) == [("refuse", "bad_key")]
+    assert "\n" not in next(iter(decisions))
+
+
+def test_work_is_ordered_largest_first(world: World) -> None:
+    """Longest work first keeps the end of a run short."""
+    for key, size in (("small.mp4", 10), ("large.mp4", 1000), ("middle.mp4", 100)):
+        world.put(key, b"x" * size)
+    keys = world.plan().rows(Action.DECODE).column("key").to_pylist()
+    assert keys == ["large.mp4", "middle.mp4", "small.mp4"]

@@ -1,0 +1,158 @@
+"""Publishing is all or nothing: readers see a run whole or not at all, wherever it stops."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vca.core.errors import PublishError
+from vca.core.schemas import TABLES
+from vca.core.storage import StorageConfig
+from vca.media.output import Output, OutputConfig
+from vca.pipelines.publish import Spool, publish, recover, stage_tables
+from vca.tables.manifest import OutputReader, open_output
+from vca.tables.query import query
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+VERSIONS = {"feature_set": "f", "model_version": "m", "taxonomy_version": "t"}
+
+
+def video(video_id: str, run_id: str, key: str | None = None) -> dict[str, Any]:
+    return dict.fromkeys(TABLES["videos"].schema.names) | {
+        "video_id": video_id,
+        "key": key or f"{video_id}.mp4",
+        "run_id": run_id,
+        "uri": video_id,
+        "fingerprint": "f",
+        "status": "tagged",
+        "attempts": 1,
+        "size_bytes": 1,
+        "tagged_at": NOW,
+    }
+
+
+def shot(video_id: str, run_id: str, index: int) -> dict[str, Any]:
+    return {
+        "video_id": video_id,
+        "key": f"{video_id}.mp4",
+        "run_id": run_id,
+        "shot_index": index,
+        "start_s": float(index),
+        "end_s": index + 1.0,
+    }
+
+
+def run(output: Output, reader: OutputReader, run_id: str, videos: list[str], work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    spool = Spool(work)
+    rows = [video(v, run_id) for v in videos]
+    spool.add("videos", pa.Table.from_pylist(rows, schema=TABLES["videos"].schema))
+    shots = [shot(v, run_id, i) for v in videos for i in (1, 0)]
+    spool.add("shots", pa.Table.from_pylist(shots, schema=TABLES["shots"].schema))
+    staged = stage_tables(spool, output, run_id, work)
+    publish(output, reader, staged, run_id, NOW, VERSIONS, {"tagged": len(videos)})
+
+
+class Stopped(BaseException):
+    """Stands for a killed process: nothing after it runs."""
+
+
+class StoppingOutput(Output):
+    """An output whose process dies before the n-th change of the storage."""
+
+    def __init__(self, config: OutputConfig, stop_before: int) -> None:
+        super().__init__(config)
+        self._left = stop_before
+
+    def _count(self) -> None:
+        if self._left == 0:
+            raise Stopped
+        self._left -= 1
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        self._count()
+        super().write_bytes(relative, data)
+
+    def open_write(self, relative: str) -> Any:
+        self._count()
+        return super().open_write(relative)
+
+    def move(self, source_relative: str, target_relative: str) -> None:
+        self._count()
+        super().move(source_relative, target_relative)
+
+    def delete_tree(self, relative: str) -> None:
+        self._count()
+        super().delete_tree(relative)
+
+
+def visible(reader: OutputReader) -> list[tuple[str, str]]:
+    if reader.current() is None:
+        return []
+    table = query(reader, "SELECT video_id, run_id FROM videos ORDER BY ALL")
+    return list(zip(table.column("video_id").to_pylist(), table.column("run_id").to_pylist(), strict=True))
+
+
+def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
+    """Files are sorted for pruning and the manifest says what is in them."""
+    output, reader = Output(OutputConfig(uri=str(tmp_path / "o"))), open_output(str(tmp_path / "o"), StorageConfig())
+    run(output, reader, "r1", ["b", "a"], tmp_path / "w")
+    manifest = reader.current()
+    assert manifest is not None and manifest.tables["videos"].rows == 2 and manifest.tables["shots"].rows == 4
+    shots = pq.read_table(reader.files("shots")[0])
+    assert shots.schema.equals(TABLES["shots"].schema)
+    assert shots.column("key").to_pylist() == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
+    assert shots.column("shot_index").to_pylist() == [0, 1, 0, 1]
+    assert not output.list("staging")
+
+
+def test_stop_at_every_step_then_recover(tmp_path: Path) -> None:
+    """A run that dies at any change of the storage is invisible or whole, and the next night ends the same."""
+    old, new = [("a", "r1"), ("b", "r1")], [("a", "r1"), ("b", "r2"), ("c", "r2")]
+    seen = set()
+    for stop_before in range(100):
+        root = tmp_path / str(stop_before)
+        uri = str(root / "o")
+        output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+        run(output, reader, "r1", ["a", "b"], root / "w1")
+        try:
+            run(StoppingOutput(OutputConfig(uri=uri), stop_before), reader, "r2", ["b", "c"], root / "w2")
+        except Stopped:
+            pass
+        else:
+            break
+        assert visible(reader) in (old, new), "readers never see half a run"
+        seen.add(("stopped", visible(reader) == new))
+        recover(output, reader)
+        seen.add(("recovered", visible(reader) == new))
+        assert output.list("staging") == []
+        if visible(reader) == old:
+            run(output, reader, "r3", ["b", "c"], root / "w3")
+            assert visible(reader) == [("a", "r1"), ("b", "r3"), ("c", "r3")]
+        else:
+            assert visible(reader) == new
+    assert stop_before >= 8, "the sweep went through staging, moves, both manifests and the clean-up"
+    assert seen == {(when, whole) for when in ("stopped", "recovered") for whole in (False, True)}
+
+
+def test_published_files_are_never_touched_again(tmp_path: Path) -> None:
+    """A path under tables/ only ever holds published rows, and a later run adds files beside them."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    run(output, reader, "r1", ["a"], tmp_path / "w1")
+    before = {f: Path(f).read_bytes() for f in reader.files("videos")}
+    run(output, reader, "r2", ["a"], tmp_path / "w2")
+    assert {f: Path(f).read_bytes() for f in before} == before
+    assert visible(reader) == [("a", "r2")]
+
+
+def test_doubled_video_is_refused(tmp_path: Path) -> None:
+    """Two rows for one video in one run are a bug that must not reach the tables."""
+    spool = Spool(tmp_path)
+    rows = [video("a", "r1"), video("a", "r1")]
+    spool.add("videos", pa.Table.from_pylist(rows, schema=TABLES["videos"].schema))
+    with pytest.raises(PublishError, match="a has 2 rows"):
+        stage_tables(spool, Output(OutputConfig(uri=str(tmp_path / "o"))), "r1", tmp_path)
