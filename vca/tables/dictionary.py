@@ -68,8 +68,8 @@ def data_dictionary() -> str:
     parts.append("## Sources of text\n")
     parts.append(_rows(("source", "meaning"), ((f"`{name}`", text) for name, text in _SOURCES.items())))
     parts.append(
-        "## Error codes\n\nThe codes never change their meaning. A transient error is tried again by the next runs, up to "
-        "a limit;\nany other waits until the file changes.\n"
+        "## Error codes\n\nThe codes never change their meaning. A transient error is tried again by the next\n"
+        "runs, up to a limit; any other waits until the file changes.\n"
     )
     codes = ((f"`{code}`", info.meaning, "transient" if info.transient else "") for code, info in CODES.items())
     parts.append(_rows(("error_code", "meaning", ""), codes))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -121,6 +122,7 @@ def query(reader: OutputReader, sql: str) -> pa.Table:
 
 
 _QUERY_COPY = "\n\nLINE "
+"""DuckDB ends its messages with a copy of the query that starts so."""
 
 
 def _run(connection: duckdb.DuckDBPyConnection, sql: str, uri: str) -> pa.Table:
@@ -136,8 +138,11 @@ def _one_line_errors(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ConfigError(f"{uri}: {one_line(str(error))}; restore the file or roll back to an older run") from error
     except duckdb.Error as error:
-        # DuckDB's message and hint, without the copy of the query that follows them.
-        raise ConfigError(f"query: {one_line(str(error).split(_QUERY_COPY)[0])}") from error
+        said, traceback, _ = str(error).partition("Traceback (most recent call last)")
+        if traceback:  # raised while a file was read: DuckDB copies the whole traceback, whose last line says it
+            last = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"{uri}: {one_line(last)}; restore the file or roll back to an older run") from error
+        raise ConfigError(f"query: {one_line(said.split(_QUERY_COPY)[0])}") from error
 
 
 def _published(reader: OutputReader) -> Manifest:
@@ -205,7 +210,15 @@ def _box(table: pa.Table, total: int) -> str:
         with redirect_stdout(buffer):
             connection.from_arrow(table).show(max_rows=max(1, table.num_rows), max_width=width, max_col_width=80)
     note = f"{table.num_rows} of {total} rows shown\n" if table.num_rows < total else ""
-    return f"{buffer.getvalue().rstrip()}\n{note}"
+    return f"{_UNSAFE.sub(_escape, buffer.getvalue().rstrip())}\n{note}"
+
+
+_UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor or turns the direction of text. DuckDB escapes most of it, but not all."""
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 _VIDEOS = """
