@@ -1,0 +1,234 @@
+"""The decoding child: `python -P -m vca.media.child <socket> <shared file> <parent pid>`. Started by `isolation` only.
+
+It limits itself before it sees the first byte, has no credentials, and ends with its parent.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import av
+import decord
+
+from vca.core.config import build_config
+from vca.core.errors import ErrorCode, MediaError
+from vca.core.timeline import Span
+from vca.media.container import HEAD_BYTES, Media, open_media
+from vca.media.decode_config import DecodeConfig
+from vca.media.probe import MediaInfo, probe_media
+from vca.media.read import ReadPlan, Segment, read_segment
+from vca.media.wire import ALIGNMENT, Channel, GoneError, write_arrays
+
+_BLOCK = 1024 * 1024
+_LARGEST_READ = 8 * _BLOCK
+_CACHE_BLOCKS = 48
+_PR_SET_PDEATHSIG = 1
+
+
+class RangeAbortError(Exception):
+    """The parent could not read the storage; it knows why."""
+
+
+class RangeFile:
+    """A remote object as a file: reads ahead in growing blocks and keeps the last 48 MiB."""
+
+    def __init__(self, channel: Channel, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._channel = channel
+        self._position = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._ahead = 1
+        self._expected_block = -1
+
+    def read(self, size: int, /) -> bytes:
+        size = max(0, min(size, self.size_bytes - self._position))
+        parts = []
+        while size > 0:
+            index, start = divmod(self._position, _BLOCK)
+            part = self._block(index)[start : start + size]
+            parts.append(part)
+            self._position += len(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size_bytes}[whence]
+        if base + offset < 0:
+            raise OSError("seek before the start")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def _block(self, index: int) -> bytes:
+        if index in self._blocks:
+            self._blocks.move_to_end(index)
+            return self._blocks[index]
+        # Sequential reads double what is fetched at once; a jump starts small again: it may be a look at an index.
+        self._ahead = min(self._ahead * 2, _LARGEST_READ // _BLOCK) if index == self._expected_block else 1
+        start = index * _BLOCK
+        size = min(self._ahead * _BLOCK, self.size_bytes - start)
+        self._channel.send({"kind": "range", "offset": start, "size": size})
+        reply = self._channel.receive()
+        if reply.get("abort"):
+            raise RangeAbortError
+        data = self._channel.receive_bytes(size)
+        for i in range(0, size, _BLOCK):
+            self._blocks[index + i // _BLOCK] = data[i : i + _BLOCK]
+        self._expected_block = index + -(-size // _BLOCK)
+        while len(self._blocks) > _CACHE_BLOCKS:
+            self._blocks.popitem(last=False)
+        return self._blocks[index]
+
+
+class _Object:
+    """The object of one request, opened as often as needed."""
+
+    def __init__(self, channel: Channel, source: dict[str, Any], config: DecodeConfig) -> None:
+        self.path: str | None = source.get("path")
+        self._config = config
+        self._file: RangeFile | None = None
+        if self.path is not None:
+            try:
+                self.size_bytes = Path(self.path).stat().st_size
+                with Path(self.path).open("rb") as file:
+                    self._head = file.read(HEAD_BYTES)
+            except FileNotFoundError as error:
+                raise MediaError(ErrorCode.OBJECT_MISSING, "the file is gone") from error
+            except PermissionError as error:
+                raise MediaError(ErrorCode.ACCESS_DENIED, "the file may not be read") from error
+            except OSError as error:
+                raise MediaError(ErrorCode.STORAGE_ERROR, error.strerror or "the file cannot be read") from error
+        else:
+            self.size_bytes = source["size_bytes"]
+            self._file = RangeFile(channel, self.size_bytes)
+            self._head = self._file.read(HEAD_BYTES)
+
+    def open(self) -> Media:
+        if self._file is not None:
+            self._file.seek(0)
+        return open_media(self._file or self.path or "", self._head, self.size_bytes, self._config.max_pixels)
+
+
+def serve(channel: Channel, shared_fd: int, config: DecodeConfig) -> None:
+    """Answer requests until the parent closes the socket."""
+    channel.send({"kind": "ready"})
+    while True:
+        try:
+            request = channel.receive()
+        except GoneError:
+            return
+        _allow_cpu(config.cpu_limit_s)
+        try:
+            reply = _answer(channel, shared_fd, config, request)
+        except GoneError:
+            return
+        except MediaError as error:
+            reply = {"kind": "failed", "code": error.code, "message": error.message}
+        except RangeAbortError:
+            reply = {"kind": "failed", "code": ErrorCode.STORAGE_ERROR, "message": "the storage could not be read"}
+        except MemoryError:
+            reply = {"kind": "failed", "code": ErrorCode.DECODE_MEMORY, "message": _memory_message(config)}
+        except Exception:  # noqa: BLE001 - handed to the parent, which raises it
+            reply = {"kind": "broken", "traceback": traceback.format_exc()[-8000:]}
+        channel.send(reply)
+
+
+def _answer(channel: Channel, shared_fd: int, config: DecodeConfig, request: dict[str, Any]) -> dict[str, Any]:
+    source = _Object(channel, request["source"], config)
+    if request["kind"] == "probe":
+        media = source.open()
+        try:
+            info = probe_media(media, scan_all=source.path is not None)
+        finally:
+            media.close()
+        return {"kind": "probed", "info": info.to_row()}
+    segment = read_segment(
+        source.open,
+        source.path,
+        source.size_bytes,
+        MediaInfo.from_row(request["info"]),
+        Span(*request["span"]),
+        ReadPlan(**request["plan"]),
+        config,
+    )
+    return _segment_reply(segment, shared_fd, config)
+
+
+def _segment_reply(segment: Segment, shared_fd: int, config: DecodeConfig) -> dict[str, Any]:
+    arrays = {
+        name: value
+        for name in ("frames", "frame_mask", "frame_times_us", "audio", "audio_mask", "ocr_frames", "ocr_spans")
+        if (value := getattr(segment, name)) is not None
+    }
+    size = sum(array.nbytes + ALIGNMENT for array in arrays.values())
+    if size > config.max_output_mb * 1024 * 1024:
+        message = (
+            f"{size // 2**20 + 1} MB of pictures and sound are above decode.max_output_mb = {config.max_output_mb}"
+        )
+        raise MediaError(ErrorCode.OUTPUT_LIMIT, message)
+    failure = segment.failure
+    return {
+        "kind": "segment",
+        "arrays": {name: ref.model_dump() for name, ref in write_arrays(shared_fd, arrays).items()},
+        "text": [piece.to_row() for piece in segment.text],
+        "shots": [[shot.start_us, shot.end_us] for shot in segment.shots],
+        "coverage_us": segment.coverage_us,
+        "failure": None
+        if failure is None
+        else {"code": failure.code, "stage": failure.stage, "message": failure.message},
+    }
+
+
+def _memory_message(config: DecodeConfig) -> str:
+    return f"the decoder asked for more than decode.memory_limit_mb = {config.memory_limit_mb}"
+
+
+def _allow_cpu(limit_s: float) -> None:
+    """Move the soft limit on: it counts from the birth of the process. SIGXCPU ends the child, also in native code."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(usage.ru_utime + usage.ru_stime + limit_s)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _confine(config: DecodeConfig, parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:  # it died before the line above
+            sys.exit(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_DATA, config.memory_limit_mb * 1024 * 1024)
+    _limit(resource.RLIMIT_FSIZE, config.max_output_mb * 1024 * 1024)
+
+
+def main(arguments: list[str]) -> None:
+    socket_fd, shared_fd, parent_pid = (int(value) for value in arguments)
+    channel = Channel(socket.socket(fileno=socket_fd))
+    with contextlib.suppress(GoneError):
+        config = build_config(DecodeConfig, channel.receive(), "decode")
+        av.logging.set_level(av.logging.PANIC)
+        decord.logging.set_level(decord.logging.QUIET)
+        _confine(config, parent_pid)
+        serve(channel, shared_fd, config)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,349 @@
+"""One pass over the packets of a segment: seek, demux, decode, hand over to collectors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import av
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
+
+from vca.core.timeline import US_PER_S, Span, ticks_to_us
+from vca.media.audio import AudioCollector
+from vca.media.captions import CaptionCollector
+from vca.media.container import Media, can_decode, decoder_message
+from vca.media.frames import PyavPicture, ScreenSampler
+from vca.media.subtitles import SubtitleCollector
+
+_INTERLEAVE_US = 10 * US_PER_S
+"""How far behind one stream may lag another in the file. Beyond it a stream that is silent has ended."""
+_WARM_UP_US = 300_000
+"""Sound decoded before the segment, so that overlapping transforms and bit reservoirs are filled."""
+_PENDING_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Collectors:
+    """Who gets what. None: that part is not wanted."""
+
+    sampler: ScreenSampler | None = None
+    sound: AudioCollector | None = None
+    subtitles: list[tuple[int, SubtitleCollector]] = field(default_factory=list)  # stream index, collector
+    captions: CaptionCollector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPacket:
+    """What decord needs to be checked against."""
+
+    time_us: int | None
+    duration_us: int
+    clean: bool
+
+
+class SegmentPass:
+    """Reads `span` once. After `run` its attributes tell what was met.
+
+    `video` is "decode", "look" (list the packets, decode only the first picture) or "skip". `preroll_us` asks for
+    pictures before the span too, for captions that are transmitted before they show.
+    """
+
+    def __init__(
+        self,
+        media: Media,
+        span: Span,
+        to: Collectors,
+        *,
+        video: Literal["decode", "look", "skip"],
+        keyframes: bool = False,
+        preroll_us: int = 0,
+    ) -> None:
+        self.damaged = 0
+        self.n_video_packets = 0
+        self.n_audio_packets = 0
+        self.n_encrypted = 0
+        self.n_pictures = 0
+        self.video_start_us: int | None = None  # earliest time of a video packet that was met
+        self.video_end_us = 0  # end of the last video packet that was met, decodable or not
+        self.at_end = False
+        self.error: str | None = None  # the decoder's last complaint
+        self.has_captions = False
+        self.packets: list[VideoPacket] = []
+        self.first_picture: av.VideoFrame | None = None
+
+        self._media = media
+        self._span = span
+        self._to = to
+        self._mode = video if can_decode(media.video) else "skip"
+        self._keyframes = keyframes
+        self._preroll_us = preroll_us
+        self._decode_from_us = span.start_us - preroll_us
+        self._reformatter = VideoReformatter()
+        self._sought = False
+        self._late = False
+        self._video_done = self._mode == "skip"
+        self._audio_done = to.sound is None or not can_decode(media.audio)
+        self._pending: list[av.Packet[Any]] | None = []  # since the last key frame before the span; None: decoding
+        self._pending_bytes = 0
+        self._anchor_us: int | None = None  # pictures before it depend on pictures that were not decoded
+        self._first_dts: int | None = None
+        self._dts_shift: int | None = None
+        self._last_us: int | None = None
+        self._period_us = self._nominal_period_us()
+        self._first_audio = True
+
+    def run(self, back_us: int | None) -> bool:
+        """Read the span, from `back_us` before it or (None) from the start of the file.
+
+        Returns False where the seek landed too late: open the file again and go back further. The collectors have
+        then seen a part of the packets and must be made anew.
+        """
+        streams = self._streams()
+        if not streams:
+            return True
+        seeks = back_us is not None and self._span.start_us > back_us
+        if seeks and not self._seek(self._span.start_us - (back_us or 0)):
+            return False
+        for packet in self._demux(streams):
+            self._route(packet)
+            if self._late:
+                return False
+            if (self._video_done and self._audio_done and self._wanted()) or self._far_behind(packet):
+                break
+        else:
+            self.at_end = True
+        self._finish()
+        return not self._late
+
+    def _wanted(self) -> bool:
+        """With neither pictures nor sound to wait for, only the time of subtitle packets ends the pass."""
+        return self._mode != "skip" or self._to.sound is not None
+
+    def _streams(self) -> list[Any]:
+        streams: list[Any] = []
+        if self._mode != "skip":
+            streams.append(self._media.video)
+        if not self._audio_done:
+            streams.append(self._media.audio)
+        wanted = {index for index, _ in self._to.subtitles}
+        return streams + [s for s in self._media.subtitles if s.index in wanted]
+
+    def _seek(self, time_us: int) -> bool:
+        stream = self._media.video if self._mode != "skip" else self._media.audio
+        if stream is None or not stream.time_base:
+            return False
+        ticks = int((time_us + self._media.zero_us) / US_PER_S / stream.time_base)
+        try:
+            self._media.container.seek(ticks, stream=stream, backward=True)
+        except MemoryError:
+            raise
+        except (av.FFmpegError, OverflowError):
+            return False
+        self._sought = True
+        return True
+
+    def _demux(self, streams: list[Any]) -> Iterator["av.Packet[Any]"]:
+        try:
+            for packet in self._media.container.demux(streams):
+                if packet.size > 0:  # the empty ones at the end tell decoders to flush, which `_finish` does
+                    yield packet
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            self.damaged += 1
+            self.error = decoder_message(error)
+
+    def _far_behind(self, packet: "av.Packet[Any]") -> bool:
+        if packet.dts is None:
+            return False
+        return self._media.to_clock(packet.dts, packet.time_base) > self._span.end_us + _INTERLEAVE_US
+
+    def _route(self, packet: "av.Packet[Any]") -> None:
+        if self._media.video is not None and packet.stream_index == self._media.video.index:
+            self._video_packet(packet)
+        elif self._media.audio is not None and packet.stream_index == self._media.audio.index:
+            self._audio_packet(packet)
+        else:
+            for index, collector in self._to.subtitles:
+                if index == packet.stream_index:
+                    collector.feed(packet)
+
+    def _finish(self) -> None:
+        self._release_pending()
+        if self._mode == "decode":
+            if not self._video_done:
+                self._decode_video(None)
+            if self._to.sampler is not None:
+                self._to.sampler.finish(at_end=self.at_end)
+        if self._to.sound is not None and can_decode(self._media.audio):
+            self._decode_audio(None)
+            self._to.sound.flush()
+
+    # sound
+
+    def _audio_packet(self, packet: "av.Packet[Any]") -> None:
+        self.n_audio_packets += 1
+        if self._audio_done:
+            return
+        self.n_encrypted += packet.has_sidedata("encryption_info")
+        time_us = self._media.packet_time_us(packet)
+        if time_us is not None:
+            if self._first_audio and self._sought and time_us > self._span.start_us:
+                self._late = True
+            self._first_audio = False
+            if time_us >= self._span.end_us:
+                self._audio_done = True
+                return
+            if time_us < self._span.start_us - _WARM_UP_US - _duration_us(packet):
+                return
+        self._decode_audio(packet)
+
+    def _decode_audio(self, packet: "av.Packet[Any] | None") -> None:
+        assert self._media.audio is not None
+        assert self._to.sound is not None
+        try:
+            frames = self._media.audio.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            self._complain(error, packet)
+            return
+        for frame in frames:
+            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, frame.time_base)
+            try:
+                self._to.sound.feed(frame, time_us)
+            except MemoryError:
+                raise
+            except (av.FFmpegError, ValueError) as error:  # a header that changed in mid-stream to something senseless
+                self._complain(error, packet)
+
+    # pictures
+
+    def _video_packet(self, packet: "av.Packet[Any]") -> None:
+        self.n_video_packets += 1
+        self.n_encrypted += packet.has_sidedata("encryption_info")
+        time_us = self._media.packet_time_us(packet)
+        if time_us is not None and not packet.is_discard:
+            self.video_start_us = time_us if self.video_start_us is None else min(self.video_start_us, time_us)
+            self.video_end_us = max(self.video_end_us, time_us + (_duration_us(packet) or self._period_us))
+        if self._mode == "look":
+            self._look(packet, time_us)
+        elif self._video_done or (self._keyframes and not packet.is_keyframe and self.n_pictures + self.damaged > 0):
+            return
+        elif self._pending is None:
+            self._decode_video(packet)
+        else:
+            self._hold(packet, time_us)
+
+    def _look(self, packet: "av.Packet[Any]", time_us: int | None) -> None:
+        clean = packet.pts is not None and not packet.is_corrupt and not packet.is_discard
+        self.packets.append(VideoPacket(time_us, _duration_us(packet) or self._period_us, clean))
+        if self.first_picture is None and self.damaged == 0:
+            self._decode_video(packet)
+
+    def _hold(self, packet: "av.Packet[Any]", time_us: int | None) -> None:
+        """Keep packets back until it is clear from which key frame decoding must start: the last one before the span.
+
+        Seeking lands up to some groups of pictures early. To demux them costs next to nothing compared with decoding.
+        """
+        assert self._pending is not None
+        is_early = time_us is not None and time_us <= max(self._decode_from_us, 0)
+        if packet.is_keyframe and is_early:
+            self._pending, self._pending_bytes = [packet], packet.size
+            self._anchor_us = time_us
+            return
+        if not self._pending and self._sought:
+            if packet.is_keyframe:
+                self._late = True  # the first key frame lies behind the start: go back further
+            return  # pictures without their key frame
+        self._pending.append(packet)
+        self._pending_bytes += packet.size
+        dts_us = time_us if packet.dts is None else self._media.to_clock(packet.dts, packet.time_base)
+        if dts_us is None or dts_us > self._decode_from_us or self._pending_bytes > _PENDING_BYTES:
+            self._release_pending()
+
+    def _release_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        for index, packet in enumerate(pending or ()):
+            if not self._keyframes or packet.is_keyframe or index == 0:
+                self._decode_video(packet)
+
+    def _decode_video(self, packet: "av.Packet[Any] | None") -> None:
+        assert self._media.video is not None
+        if packet is not None:
+            if packet.is_corrupt:
+                self._damage()
+            if self._first_dts is None:
+                self._first_dts = packet.dts
+        try:
+            frames = self._media.video.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            self._complain(error, packet)
+            self._damage(count=False)
+            return
+        for frame in frames:
+            self._show(frame)
+
+    def _show(self, frame: av.VideoFrame) -> None:
+        time_us = self._frame_time_us(frame)
+        if self._sought and self._anchor_us is not None and time_us < self._anchor_us:
+            return  # refers to pictures before the key frame
+        self.n_pictures += 1
+        if self.first_picture is None:
+            self.first_picture = frame
+            self.has_captions = SideData.A53_CC in frame.side_data
+            if self.has_captions and self._to.captions is not None and self._sought and not self._preroll_us:
+                self._late = True  # come again with pictures from before the span
+        if self._mode == "look":
+            return
+        duration_us = round(frame.duration * frame.time_base * US_PER_S) if frame.duration and frame.time_base else 0
+        if self._to.captions is not None:
+            self._to.captions.feed(frame, time_us)
+        if self._to.sampler is not None:
+            self._to.sampler.show(PyavPicture(frame, self._reformatter), time_us, duration_us or self._period_us)
+            captions_open = self.has_captions and self._to.captions is not None and time_us < self._span.end_us
+            self._video_done = self._to.sampler.done and not captions_open
+
+    def _frame_time_us(self, frame: av.VideoFrame) -> int:
+        """Time on the clock, never going back.
+
+        AVI and some raw streams know decoding times only. The decoder hands those through with the packet that let the
+        frame out, late by its reordering delay; the first frame tells the delay. A stream whose times jump back (joined
+        recordings) goes on frame by frame.
+        """
+        ticks = frame.pts
+        if self._media.uses_dts or ticks is None:
+            ticks = frame.dts
+            if ticks is not None and self._first_dts is not None:
+                if self._dts_shift is None:
+                    self._dts_shift = ticks - self._first_dts
+                ticks -= self._dts_shift
+        step_us = round(frame.duration * frame.time_base * US_PER_S) if frame.duration and frame.time_base else 0
+        step_us = step_us or self._period_us
+        time_us = None if ticks is None else self._media.to_clock(ticks, frame.time_base)
+        if self._last_us is not None and (time_us is None or time_us <= self._last_us):
+            time_us = self._last_us + step_us
+        self._last_us = time_us if time_us is not None else 0
+        return self._last_us
+
+    def _complain(self, error: Exception, packet: "av.Packet[Any] | None") -> None:
+        if packet is not None and not isinstance(error, EOFError):
+            self.damaged += 1
+            self.error = decoder_message(error)
+
+    def _damage(self, *, count: bool = True) -> None:
+        self.damaged += count
+        if self._to.sampler is not None:
+            self._to.sampler.damage()
+
+    def _nominal_period_us(self) -> int:
+        rate = (
+            self._media.video.average_rate if self._media.video is not None and can_decode(self._media.video) else None
+        )
+        return min(US_PER_S, max(1000, round(US_PER_S / rate))) if rate else 40_000
+
+
+def _duration_us(packet: "av.Packet[Any]") -> int:
+    return ticks_to_us(packet.duration, packet.time_base) if packet.duration else 0
