@@ -42,6 +42,16 @@ def media_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated archive of seed 0, made once; read only. `vca.media.demo.demo_truth()` is its truth."""
+    from vca.media.demo import make_demo_archive
+
+    folder = tmp_path_factory.mktemp("demo") / "archive"
+    make_demo_archive(folder, seed=0)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy."""
     for item in items:
