@@ -17,6 +17,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors trip a warning of Ray's core in every run
 }
 """Set where the user has not: nothing phones home, and the log belongs to the job."""
 
@@ -80,7 +81,7 @@ def work_out_slots(config: ResourcesConfig) -> Slots:
     """
     import ray
 
-    cluster = ray.cluster_resources()
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
     for field, wanted in (("encoder_gpus", config.encoder_gpus), ("predictor_gpus", config.predictor_gpus)):
         if wanted > gpus and not config.autoscaling:

@@ -74,6 +74,8 @@ class TrackingConfig(Config):
     uri: str | None = None
     """MLflow tracking server or sqlite:///path; None is MLFLOW_TRACKING_URI."""
     experiment: str = Field("vca", min_length=1)
+    artifact_uri: str | None = None
+    """Where a new experiment keeps its artifacts; None is the default of the tracking server."""
     timeout_s: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ def run_tag(config_path: str, overrides: Sequence[str], dry: bool) -> int:
     try:
         config = read_config(config_path, overrides)
         if dry:
-            print(run.dry_run(config))
+            _say(run.dry_run(config))
             return run.EXIT_OK
         return run.tag(config, say=_say)
     except VcaError as error:
@@ -33,7 +33,7 @@ def run_plan(config_path: str, overrides: Sequence[str]) -> int:
 
     _log_to_stderr()
     try:
-        print(run.plan_only(read_config(config_path, overrides)))
+        _say(run.plan_only(read_config(config_path, overrides)))
     except VcaError as error:
         return _fail(error)
     return run.EXIT_OK
@@ -44,7 +44,7 @@ def make_demo(folder: str, seed: int) -> int:
     from vca.media.demo import make_demo_archive
 
     files = make_demo_archive(Path(folder), seed)
-    print(f"{len(files)} files in {folder}")
+    _say(f"{len(files)} files in {folder}")
     return 0
 
 
@@ -68,12 +68,13 @@ def output_reader(config_path: str, overrides: Sequence[str], output_uri: str | 
 
 
 def _fail(error: VcaError) -> int:
-    print(f"vca: {error}", file=sys.stderr)
+    sys.stderr.write(f"vca: {error}\n")
     return error.exit_code
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()  # a job's log is followed while it runs
 
 
 def _log_to_stderr() -> None:

@@ -116,9 +116,7 @@ def encode_steps(values: npt.NDArray[np.float16] | None, mask: npt.NDArray[np.bo
     n_steps, dim = values.shape
     kept = values[mask]
     offsets = np.concatenate([[0], np.cumsum(np.where(mask, dim, 0))]).astype(np.int32)
-    inner = pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(kept.reshape(-1), pa.float16()), mask=pa.array(~mask)
-    )
+    inner = pa.ListArray.from_arrays(pa.array(offsets), pa.array(kept.reshape(-1), pa.float16()), mask=pa.array(~mask))
     return pa.ListArray.from_arrays(pa.array([0, n_steps], pa.int32()), inner, type=STEP_FEATURES)
 
 
@@ -137,9 +135,7 @@ def decode_steps(cell: pa.ListScalar) -> tuple[npt.NDArray[np.float32], npt.NDAr
 
 def join_segments(rows: pa.Table) -> VideoFeatures:
     """All segments of one video as one `VideoFeatures`. `rows` may hold duplicates; the last one counts."""
-    by_index: dict[int, int] = {}
-    for position, number in enumerate(rows.column("segment_index").to_pylist()):
-        by_index[number] = position
+    by_index = {number: position for position, number in enumerate(rows.column("segment_index").to_pylist())}
     order = [by_index[i] for i in sorted(by_index)]
     rows = rows.take(pa.array(order))
     assert len(rows) > 0, "prediction asked for a video without segments"
@@ -179,9 +175,8 @@ def _join_modality(
     dim = dims.pop()
     values, masks = [], []
     for cell, grid in zip(cells, grids, strict=True):
-        if cell is None:
-            cell = (np.zeros((len(grid), dim), np.float32), np.zeros(len(grid), np.bool_))
-        values.append(cell[0])
-        masks.append(cell[1])
+        absent = (np.zeros((len(grid), dim), np.float32), np.zeros(len(grid), np.bool_))
+        part, mask = absent if cell is None else cell
+        values.append(part)
+        masks.append(mask)
     return np.concatenate(values), np.concatenate(masks)
-

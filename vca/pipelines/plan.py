@@ -33,7 +33,9 @@ class Action(StrEnum):
 
 BATCH_ROWS = 50_000
 
-SIDECAR = pa.struct([pa.field("key", pa.string()), pa.field("version", pa.string()), pa.field("size_bytes", pa.int64())])
+SIDECAR = pa.struct(
+    [pa.field("key", pa.string()), pa.field("version", pa.string()), pa.field("size_bytes", pa.int64())]
+)
 
 PLAN = pa.schema(
     [
@@ -89,9 +91,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
-    archive: Archive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path
-) -> Plan:
+def make_plan(archive: Archive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path) -> Plan:
     """List the archive and decide what to do with every object.
 
     Raises `ConfigError` for an archive without a single media object: an unmounted disk or a wrong prefix must not
@@ -258,5 +258,5 @@ WITH decided AS (
 SELECT video_id, key, size_bytes, version, fingerprint, sidecars, decision[1] AS action, decision[2] AS reason,
        CAST(attempts AS INTEGER) AS attempts, first_failed_at
 FROM decided ORDER BY size_bytes DESC, key
-"""
+"""  # noqa: S608  only constants of this program are pasted in
 """Largest first: the longest work starts earliest, so no straggler holds up the end of a run."""

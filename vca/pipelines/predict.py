@@ -19,9 +19,9 @@ from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, T
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import us_to_seconds
 from vca.media.output import Output, OutputConfig
-from vca.models.text import TextModel, TextModelConfig
-from vca.models.vision import VisionConfig, image_text_tower
-from vca.models.zeroshot import ZeroShotConfig, ZeroShotTagger
+from vca.models.text import TextModel, TextModelConfig, text_definition
+from vca.models.vision import VisionConfig, image_text_tower, vision_definition
+from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger
 from vca.pipelines.features import FeatureStore, join_segments
 
 VIDEO = pa.struct([pa.field("video_id", pa.string()), pa.field("fingerprint", pa.string())])
@@ -114,6 +114,19 @@ class PredictSettings:
     zeroshot: ZeroShotConfig
 
 
+def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision: VisionConfig, step_us: int) -> str:
+    """Name of the zero-shot model: algorithm, configuration and weights. Loads no weights.
+
+    The vision encoder counts because frames are compared with the labels where it has a text tower.
+    """
+    parts = {
+        "config": zeroshot.model_dump(mode="json"),
+        "text": text_definition(text_model, "predict.text_model"),
+        "vision": vision_definition(vision, step_us) if vision.kind == "huggingface" else None,
+    }
+    return f"{ALGORITHM}-{identity.digest(identity.canonical_json(parts))[:12]}"
+
+
 def make_tagger(settings: PredictSettings) -> ZeroShotTagger:
     return ZeroShotTagger(
         settings.taxonomy,
@@ -145,7 +158,9 @@ class PredictStage:
 
 def _predict(rows: pa.Table, tagger: ZeroShotTagger) -> dict[str, Any]:
     video = join_segments(rows)
-    by_index = {row["segment_index"]: row for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist()}
+    by_index = {
+        row["segment_index"]: row for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist()
+    }
     segments = [by_index[i] for i in sorted(by_index)]
     damaged = next((s for s in segments if s["error_code"] is not None), None)
     note = damaged or next((s for s in segments if s["error_message"] is not None), segments[0])

@@ -18,7 +18,12 @@ class Progress:
     """Counts work and says a line every `every_s` seconds. Time left follows bytes where sizes are known, else videos."""
 
     def __init__(
-        self, stage: str, videos: int, size_bytes: int, every_s: float, show: Callable[[str, dict[str, float], int], None]
+        self,
+        stage: str,
+        videos: int,
+        size_bytes: int,
+        every_s: float,
+        show: Callable[[str, dict[str, float], int], None],
     ) -> None:
         self._stage, self._videos, self._bytes = stage, videos, size_bytes
         self._every_s, self._show = every_s, show

@@ -87,9 +87,10 @@ def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> d
                 target = table_file_path(name, run_id, f"part-{number:05d}.parquet")
                 rows = 0
                 staging_name = _staging_name(run_id, target)
-                with output.open_write(staging_name) as file, pq.ParquetWriter(
-                    file, table.schema, compression="zstd"
-                ) as writer:
+                with (
+                    output.open_write(staging_name) as file,
+                    pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
+                ):
                     for batch in file_batches:
                         writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
                         rows += len(batch)
@@ -97,7 +98,9 @@ def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> d
                 staged[name].append(ManifestFile(path=target, run_id=run_id, rows=rows, size_bytes=size))
             written = sum(f.rows for f in staged[name])
             if written != spool.rows[name]:
-                raise PublishError(f"table {name}: {spool.rows[name]} rows made but {written} staged; nothing published")
+                raise PublishError(
+                    f"table {name}: {spool.rows[name]} rows made but {written} staged; nothing published"
+                )
     return staged
 
 
@@ -114,7 +117,9 @@ def _sorted_batches(connection: duckdb.DuckDBPyConnection, table: Table, files: 
     columns = ", ".join(f'"{name}"' for name in table.schema.names)
     order = ", ".join(f'"{name}"' for name in (*table.sort_by, *_tie_breakers(table)))
     relation = connection.from_parquet(files)
-    ordered = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}")
+    # Column names come from core.schemas, never from data.
+    ordered = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}")  # noqa: S608
+    assert ordered is not None, "a SELECT gives a relation"
     for batch in ordered.to_arrow_reader(ROW_GROUP_ROWS):
         yield pa.Table.from_batches([batch]).cast(table.schema)
 
@@ -187,7 +192,9 @@ def _finish(output: Output, manifest: Manifest) -> None:
                 if output.exists(staging_name):
                     output.move(staging_name, file.path)
                 elif not output.exists(file.path):
-                    raise PublishError(f"{file.path} is neither staged nor in place; run {manifest.run_id} is not published")
+                    raise PublishError(
+                        f"{file.path} is neither staged nor in place; run {manifest.run_id} is not published"
+                    )
     output.write_bytes(manifest_path(manifest.run_id), manifest.to_json().encode())
     output.write_bytes(CURRENT, Pointer.to(manifest.run_id).to_json().encode())
     output.delete_tree(f"staging/{manifest.run_id}")

@@ -3,6 +3,7 @@
 import json
 import logging
 import secrets
+import shutil
 import subprocess
 import tempfile
 import time
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from vca import __version__
 from vca.core import identity
 from vca.core.errors import CODES, ErrorCode, PublishError
-from vca.core.schemas import TABLES, Status
+from vca.core.schemas import FEATURES, TABLES, Status
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import segment_spans, us_to_seconds
 from vca.media.output import Output
@@ -89,7 +90,9 @@ def prepare(config: TagConfig) -> Job:
     definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
     versions = Versions(
         feature_set=identity.feature_set_id(definition),
-        model_version=model_version(config.predict.zeroshot, config.predict.text_model, config.encoders.vision),
+        model_version=model_version(
+            config.predict.zeroshot, config.predict.text_model, config.encoders.vision, config.step_us
+        ),
         taxonomy_version=taxonomy.version,
     )
     archive, output = Archive(config.archive), Output(config.output)
@@ -148,7 +151,7 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
                 run.predict()
                 return run.publish(started)
             except BaseException as error:
-                tracker.finish("FAILED", {}, {"vca.error": type(error).__name__}, {}, {})
+                tracker.fail(type(error).__name__)
                 raise
 
 
@@ -196,7 +199,7 @@ class _Run:
         """Decode what the store does not hold yet, in waves, and store the features as they come."""
         if not self.decode and not self.retag:
             return
-        run, config = self.job.config.run, self.job.config
+        run = self.job.config.run
         wanted = {(v, row["fingerprint"]) for v, row in (*self.decode.items(), *self.retag.items())}
         index = self.store.index()
         stored = {(r["video_id"], r["fingerprint"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
@@ -233,7 +236,7 @@ class _Run:
         for rows in cluster.read_and_encode(table, self.job.read_settings, self.job.config.encoders, self.slots):
             good = rows.filter(pc.equal(rows.column("outcome"), "read"))
             if len(good):
-                writer.add(good.select([f.name for f in self.store_schema]))
+                writer.add(good.select(FEATURES.names))
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
                 task = by_id[row["video_id"]]
                 left[row["video_id"]] -= 1
@@ -258,12 +261,6 @@ class _Run:
                     failed=int(row["outcome"] == "failed"),
                 )
         return segments
-
-    @property
-    def store_schema(self) -> pa.Schema:
-        from vca.core.schemas import FEATURES
-
-        return FEATURES
 
     def predict(self) -> None:
         """Tag every complete video of this run from the feature store and spool the rows."""
@@ -364,7 +361,6 @@ class _Run:
             **{f"error_{code}": float(n) for code, n in self.error_counts.items()},
         }
         self.tracker.finish(
-            "FINISHED",
             metrics,
             {"vca.run_id": self.run_id, "vca.code_version": code_version(), "vca.over_budget": str(over)}
             | {f"vca.{name}": value for name, value in _versions(self.job).items()},
@@ -373,7 +369,7 @@ class _Run:
                 "manifest.json": manifest.to_json(),
                 "summary.txt": summary,
             },
-            {name: f"{self.job.output.uri_of(f'tables/{name}')}" for name in TABLES},
+            {name: self.job.output.uri_of(f"tables/{name}") for name in TABLES},
         )
         self.say(summary + f"\ntracking   {self.tracker.state}")
         return EXIT_OVER_BUDGET if over else EXIT_OK
@@ -439,11 +435,11 @@ def _versions(job: Job) -> dict[str, str]:
 def code_version() -> str:
     """Version of the package, with the git commit when run from a checkout."""
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
+    git = shutil.which("git")
+    if git is None or not (folder / ".git").exists():
         return __version__
-    done = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    command = [git, "-C", str(folder), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no user input in it
     return f"{__version__}+{done.stdout.strip()}" if done.returncode == 0 else __version__
 
 

@@ -7,7 +7,7 @@ Shape letters: S steps, K frames a step, H W picture, M frames to read text from
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,9 +61,7 @@ _ARRAYS = [
 _KEPT = [f for f in FEATURES if f.name not in ("vision", "audio")]
 _NULLABLE = [pa.field(f.name, f.type) for f in _KEPT]
 READ = pa.schema([*_NULLABLE, *_OUTCOME, *_ARRAYS])
-ENCODED = pa.schema(
-    [*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, pa.field("encode_s", pa.float64())]
-)
+ENCODED = pa.schema([*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, pa.field("encode_s", pa.float64())])
 
 SIDECAR_LIMIT_BYTES = 8 << 20
 
@@ -144,19 +142,11 @@ class ReadStage:
             except MediaError as error:
                 notes.append(f"sidecar {sidecar['key']}: {error.message}")
                 continue
-            for piece in found:
-                if span.start_us <= piece.start_us < span.end_us:
-                    pieces.append(
-                        TextPiece(
-                            piece.start_us,
-                            min(piece.end_us, duration_us),
-                            piece.source,
-                            piece.text,
-                            piece.stream,
-                            piece.language or language,
-                            piece.confidence,
-                        )
-                    )
+            pieces += [
+                replace(piece, end_us=min(piece.end_us, duration_us), language=piece.language or language)
+                for piece in found
+                if span.start_us <= piece.start_us < span.end_us
+            ]
         return pieces, notes
 
 
@@ -172,7 +162,7 @@ def _segment_columns(segment: Segment, sidecar_text: list[TextPiece], notes: lis
     }
     if segment.frames is not None:
         columns |= {
-            "frames": memoryview(np.ascontiguousarray(segment.frames)).cast("B"),
+            "frames": pa.py_buffer(np.ascontiguousarray(segment.frames)),
             "frames_shape": list(segment.frames.shape),
             "frame_mask": segment.frame_mask.tobytes(),
         }
@@ -180,7 +170,7 @@ def _segment_columns(segment: Segment, sidecar_text: list[TextPiece], notes: lis
         columns |= {"pcm": segment.audio.tobytes(), "pcm_mask": segment.audio_mask.tobytes()}
     if len(segment.ocr_frames):
         columns |= {
-            "ocr_frames": memoryview(np.ascontiguousarray(segment.ocr_frames)).cast("B"),
+            "ocr_frames": pa.py_buffer(np.ascontiguousarray(segment.ocr_frames)),
             "ocr_shape": list(segment.ocr_frames.shape),
             "ocr_spans": segment.ocr_spans.tobytes(),
         }

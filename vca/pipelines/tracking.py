@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,29 +40,27 @@ class Tracker:
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log the resolved configuration, flattened to dotted names."""
-        import_and = self._mlflow
-        self._try("parameters", lambda: import_and().log_params(_flat(values)))
+        self._try("parameters", lambda: self._mlflow().log_params(_flat(values)))
 
     def progress(self, metrics: Mapping[str, float], step: int) -> None:
         self._try("progress", lambda: self._mlflow().log_metrics(dict(metrics), step=step))
 
     def finish(
         self,
-        status: str,
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
         artifacts: Mapping[str, str],
         tables: Mapping[str, str],
     ) -> None:
         """Close the run: figures, text artifacts by file name, and the published tables as datasets (name to URI)."""
-        self._try("finish", lambda: self._finish(status, metrics, tags, artifacts, tables))
+        self._try("finish", lambda: self._finish(metrics, tags, artifacts, tables))
 
     def _try(self, what: str, call: Callable[[], object]) -> None:
         if not self._config.enabled or self.error is not None:
             return
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  see the class
             self.error = one_line(f"{what}: {type(error).__name__}: {error}")
             log.warning("tracking failed: %s", self.error)
 
@@ -80,12 +79,23 @@ class Tracker:
         mlflow = self._mlflow()
         if self._config.uri is not None:
             mlflow.set_tracking_uri(self._config.uri)
-        mlflow.set_experiment(self._config.experiment)
+        name, artifacts = self._config.experiment, self._config.artifact_uri
+        if artifacts is not None and mlflow.get_experiment_by_name(name) is None:
+            mlflow.create_experiment(name, artifacts if "://" in artifacts else Path(artifacts).absolute().as_uri())
+        mlflow.set_experiment(name)
         self.run_id = mlflow.start_run(run_name=run_name).info.run_id
+
+    def fail(self, reason: str) -> None:
+        """Close the run as failed: nothing was published."""
+        self._try("fail", lambda: self._fail(reason))
+
+    def _fail(self, reason: str) -> None:
+        mlflow = self._mlflow()
+        mlflow.set_tag("vca.error", reason)
+        mlflow.end_run("FAILED")
 
     def _finish(
         self,
-        status: str,
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
         artifacts: Mapping[str, str],
@@ -98,12 +108,20 @@ class Tracker:
             for name, text in artifacts.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
             mlflow.log_artifacts(folder)
-        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        self._log_tables(tables, tags["vca.run_id"])
+        mlflow.end_run("FINISHED")
+
+    def _log_tables(self, tables: Mapping[str, str], digest: str) -> None:
+        """The published tables as datasets; the run id is their digest, since published files never change."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
 
         for name, uri in tables.items():
-            mlflow.log_input(MetaDataset(source=HTTPDatasetSource(uri), name=name), context="published")
-        mlflow.end_run(status)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
+                source = resolve_dataset_source(uri)
+            dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
+            self._mlflow().log_input(dataset, context="published")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
