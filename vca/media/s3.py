@@ -204,14 +204,19 @@ class S3Location:
 
                 # The bucket alone: fsspec gives `::` and `?versionId=` in a longer address a meaning.
                 filesystem, _ = url_to_fs(f"s3://{self.bucket}", **self.storage.options("s3://"))
-                # botocore repeats requests already; s3fs on top would make it attempts squared.
-                filesystem.retries = 1
+                # botocore repeats requests already: the five rounds of s3fs on top would multiply. One more round stays
+                # for bodies that break off, which botocore does not see.
+                filesystem.retries = min(2, self.storage.max_attempts)
                 self._filesystem, self._pid = filesystem, os.getpid()
         return self._filesystem
 
     def preflight(self) -> "S3Location":
         """The same place with little patience, so that a wrong address is reported in seconds."""
-        changes = {"max_attempts": 1, "connect_timeout_s": min(self.storage.connect_timeout_s, 5.0)}
+        changes = {
+            "max_attempts": 1,
+            "connect_timeout_s": min(self.storage.connect_timeout_s, 5.0),
+            "read_timeout_s": min(self.storage.read_timeout_s, 10.0),
+        }
         twin = S3Location.__new__(S3Location)
         twin.__setstate__({**self.__getstate__(), "storage": self.storage.model_copy(update=changes)})
         return twin
