@@ -2,8 +2,8 @@
 
 Night 1 tags 24 videos, one only up to a damage, and quarantines 2 files. Night 2 adds 4 videos; of the older ones
 `GONE` was deleted, `SPOILED` was replaced by a damaged file, and `DEFERRED` (changed) and `WAITING` (new) were not
-reached. Night 3 retags with another model. Night 4 lists and finds nothing to do. What each video is about is derived
-from its key, so that every call writes the same rows.
+reached. Night 3 retags with another model. Night 4 finds one new file, which fails: it is over its failure budget. What
+each video is about is derived from its key, so that every call writes the same rows.
 """
 
 import itertools
@@ -52,6 +52,7 @@ NEW_KEYS = [f"2026/{SUBJECTS[n % 6]}/{SUBJECTS[n % 6]}_{n:03d}.mkv" for n in ran
 GONE, SPOILED, DEFERRED, PARTIAL = KEYS[2], KEYS[7], KEYS[9], KEYS[11]
 WAITING = "2026/news/too_late.mp4"
 BROKEN = {'2021/odd/it\'s "empty".mp4': ErrorCode.EMPTY_FILE, "2022/odd/片头.avi": ErrorCode.DECODE_TIMEOUT}
+LATE = {"2026/odd/phone.webm": ErrorCode.UNSUPPORTED_CODEC}
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -101,7 +102,7 @@ def write_run(
 
 def make_output(root: Path) -> Path:
     """Write the four nights described above; returns `root`."""
-    first, second, third = RUN_IDS[:3]
+    first, second, third, fourth = RUN_IDS
     rows = _tagged(KEYS, first, 0)
     _add(rows, _quarantined(BROKEN, first, 0))
     _publish(root, rows, 0, unchanged=0)
@@ -115,7 +116,7 @@ def make_output(root: Path) -> Path:
 
     again = [key for key in [*KEYS, *NEW_KEYS] if key not in (GONE, SPOILED, DEFERRED)]
     _publish(root, _tagged(again, third, 2), 2, unchanged=len(BROKEN) + 3)
-    _publish(root, {}, 3, unchanged=len(again) + len(BROKEN) + 3)
+    _publish(root, _quarantined(LATE, fourth, 3), 3, unchanged=len(again) + len(BROKEN) + 3)
     return root
 
 
@@ -246,7 +247,7 @@ def _publish(root: Path, rows: dict[str, list[dict[str, Any]]], night: int, *, u
         "run_id": RUN_IDS[night],
         "started_at": NIGHTS[night],
         "ended_at": NIGHTS[night] + timedelta(minutes=40),
-        "status": "ok",
+        "status": "over_budget" if night == 3 else "ok",
         "listed": sum(counts.values()) - counts["gone"],
         **counts,
         "ignored": 3,

@@ -21,6 +21,7 @@ from tests.support.tables import (
     DEFERRED,
     GONE,
     KEYS,
+    LATE,
     NEW_KEYS,
     NIGHTS,
     RUN_IDS,
@@ -54,11 +55,11 @@ def column(reader: OutputReader, sql: str) -> list[Any]:
 def test_newest_rows(reader: OutputReader) -> None:
     """`videos` holds one row per video, of the run that touched it last; gone ones are left out."""
     rows = {row["key"]: row for row in query(reader, "FROM videos").to_pylist()}
-    assert set(rows) == {*KEYS, *NEW_KEYS, *BROKEN, WAITING} - {GONE}
+    assert set(rows) == {*KEYS, *NEW_KEYS, *BROKEN, *LATE, WAITING} - {GONE}
     assert rows[KEYS[0]]["run_id"] == RUN_IDS[2]
     assert rows[SPOILED]["status"] == "quarantined"
     assert rows[WAITING]["status"] == "deferred"
-    assert column(reader, "SELECT count(*) FROM all_videos") == [24 + 2 + 4 + 1 + 1 + 2 + 25]
+    assert column(reader, "SELECT count(*) FROM all_videos") == [24 + 2 + 4 + 1 + 1 + 2 + 25 + 1]
 
 
 def test_children_belong_to_the_newest_row(reader: OutputReader) -> None:
@@ -320,7 +321,7 @@ def test_text_is_safe_for_a_terminal(reader: OutputReader) -> None:
 def test_text_says_what_it_leaves_out(reader: OutputReader) -> None:
     """A cut result looks cut: rows and columns left out are counted."""
     text = format_table(query(reader, "FROM videos"), 3)
-    assert "3 of 30 rows shown" in text
+    assert "3 of 31 rows shown" in text
     assert "25 columns" in text
     assert "rows shown" not in format_table(query(reader, "FROM videos LIMIT 3"), 3)
     assert "0 rows" in format_table(query(reader, "FROM videos WHERE false"))
@@ -333,10 +334,10 @@ def test_status_is_one_screen(reader: OutputReader) -> None:
     assert len(screen.splitlines()) < 25
     assert max(map(len, screen.splitlines())) <= 120
     assert f"last run       {RUN_IDS[3]}, published 2026-11-04 02:11 UTC" in screen
-    assert "  counts       30 unchanged" in screen
+    assert "  counts       30 unchanged, 1 quarantined" in screen
     words = [line.split() for line in screen.splitlines()]
-    assert ["videos", "30"] in words
-    assert ["quarantine", "3"] in words
+    assert ["videos", "31"] in words
+    assert ["quarantine", "4"] in words
     assert any(line[:2] == ["tagged", "25"] for line in words)
     assert any(line[:2] == ["header_damaged", "1"] for line in words)
     assert "decode.wall_limit_s; 1 will be tried again" in screen

@@ -7,9 +7,10 @@ import math
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import duckdb
@@ -155,8 +156,8 @@ def _published(reader: OutputReader) -> Manifest:
 def format_table(table: pa.Table, limit: int | None = 50, style: Literal["text", "csv", "json"] = "text") -> str:
     """A result as text: a box for terminals, CSV with a header, or JSON, one object a line.
 
-    Shows at most `limit` rows (None: all). Control characters in a box are shown as escapes. In CSV, lists and structs
-    are JSON. Times are ISO 8601 in UTC.
+    Shows at most `limit` rows (None: all); ends without a line break. Control characters in a box are shown as escapes.
+    In CSV, lists and structs are JSON. Times are ISO 8601 in UTC.
     """
     shown = table if limit is None else table.slice(0, limit)
     if style == "text":
@@ -165,13 +166,13 @@ def format_table(table: pa.Table, limit: int | None = 50, style: Literal["text",
     if style == "json":
         names = _unique_names(shown).column_names
         lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False) for row in rows)
-        return "".join(f"{line}\n" for line in lines)
+        return "\n".join(lines)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.column_names)
     for row in rows:
         writer.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v for v in row])
-    return buffer.getvalue()
+    return buffer.getvalue().rstrip("\n")
 
 
 def _unique_names(table: pa.Table) -> pa.Table:
@@ -209,8 +210,8 @@ def _box(table: pa.Table, total: int) -> str:
         buffer = io.StringIO()
         with redirect_stdout(buffer):
             connection.from_arrow(table).show(max_rows=max(1, table.num_rows), max_width=width, max_col_width=80)
-    note = f"{table.num_rows} of {total} rows shown\n" if table.num_rows < total else ""
-    return f"{_UNSAFE.sub(_escape, buffer.getvalue().rstrip())}\n{note}"
+    note = f"\n{table.num_rows} of {total} rows shown" if table.num_rows < total else ""
+    return f"{_UNSAFE.sub(_escape, buffer.getvalue().rstrip())}{note}"
 
 
 _UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -259,7 +260,7 @@ def status(reader: OutputReader) -> str:
     for row in runs.to_pylist():
         states = ", ".join(f"{row[state]} {state}" for state in map(str, Status) if row[state])
         lines.append(f"  {row['run_id']}  {row['status']}, {row['wall_s']:.0f} s: {row['listed']} listed, {states}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 class _PublishedFiles(AbstractFileSystem):  # type: ignore[misc]
@@ -276,9 +277,18 @@ class _PublishedFiles(AbstractFileSystem):  # type: ignore[misc]
 
     def __init__(self, reader: OutputReader, manifest: Manifest | None) -> None:
         super().__init__()
-        self._reader = reader
         tables = manifest.tables.values() if manifest is not None else ()
         self._sizes = {file.path: file.size_bytes for table in tables for file in table.files}
+        self._reader = reader
+        # Every view opens the first file of its tables again. At most 16 * WHOLE_FILE_BYTES of memory.
+        self._whole_file = lru_cache(maxsize=16)(self._fetch_whole)
+
+    def _fetch_whole(self, path: str) -> bytes:
+        return self.fetch(path, 0, self._sizes[path])
+
+    def fetch(self, path: str, start: int, end: int) -> bytes:
+        """Bytes `[start, end)` of a file. With a range, s3fs does not ask for the size first."""
+        return bytes(self._reader.fs.cat_file(f"{self._reader.root}/{path}", start=start, end=end))
 
     def _size(self, path: str) -> int:
         size = self._sizes.get(self._strip_protocol(path))
@@ -301,19 +311,19 @@ class _PublishedFiles(AbstractFileSystem):  # type: ignore[misc]
     def open(self, path: str, mode: str = "rb", **_: Any) -> "_PublishedFile":
         if mode != "rb":
             raise PermissionError(f"{path}: the tables are read-only")
-        return _PublishedFile(self._reader, self._strip_protocol(path), self._size(path))
+        name, size = self._strip_protocol(path), self._size(path)
+        if size > WHOLE_FILE_BYTES:
+            return _PublishedFile(size, partial(self.fetch, name))
+        return _PublishedFile(size, lambda start, end: self._whole_file(name)[start:end])
 
 
 class _PublishedFile:
     """One open file. Every thread has its own position: DuckDB seeks and reads from several threads on one handle."""
 
-    def __init__(self, reader: OutputReader, path: str, size: int) -> None:
-        self._reader = reader
-        self._path = path
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
         self._size = size
+        self._fetch = fetch
         self._position = threading.local()
-        self._lock = threading.Lock()
-        self._whole: bytes | None = None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
@@ -332,15 +342,6 @@ class _PublishedFile:
         self._position.at = start + len(data)
         return data
 
-    def _fetch(self, start: int, end: int) -> bytes:
-        full = f"{self._reader.root}/{self._path}"
-        if self._size > WHOLE_FILE_BYTES:
-            return bytes(self._reader.fs.cat_file(full, start=start, end=end))
-        with self._lock:
-            if self._whole is None:
-                self._whole = bytes(self._reader.fs.cat_file(full))
-        return self._whole[start:end]
-
     def seekable(self) -> bool:
         return True
 
@@ -348,4 +349,4 @@ class _PublishedFile:
         """Nothing to do; DuckDB calls it on every handle."""
 
     def close(self) -> None:
-        self._whole = None
+        """Nothing is held open."""
