@@ -97,7 +97,8 @@ def test_duplicates_from_retries_are_harmless(store: FeatureStore) -> None:
     writer.add(segment("v", 1, 2, 1_000_000, 1_500_000))
     writer.flush()
     video = join_segments(store.read(store.parts(), ["v"]))
-    assert video.vision is not None and video.vision.shape == (3, 3)
+    assert video.vision is not None
+    assert video.vision.shape == (3, 3)
     assert video.vision[0, 0] == 2.0, "the later row counts"
     assert [piece.text for piece in video.text] == ["part 0", "part 1"]
     assert video.duration_us == 1_500_000

@@ -1,5 +1,6 @@
 """The plan redoes exactly what depends on a change, and nothing else."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +42,9 @@ class World:
 
     def decisions(self, versions: Versions = VERSIONS) -> dict[str, tuple[str, str]]:
         plan = self.plan(versions)
-        return {row["key"]: (row["action"], row["reason"]) for action in Action for row in plan.rows(action).to_pylist()}
+        return {
+            row["key"]: (row["action"], row["reason"]) for action in Action for row in plan.rows(action).to_pylist()
+        }
 
     def publish(self, failed: dict[str, bool] | None = None) -> None:
         """Publish what the plan asks for; `failed` maps a key to whether it is to be retried."""
@@ -184,6 +187,34 @@ def test_keys_that_cannot_be_shown_are_refused_not_opened(world: World) -> None:
     decisions = world.decisions()
     assert list(decisions.values()) == [("refuse", "bad_key")]
     assert "\n" not in next(iter(decisions))
+
+
+def test_videos_in_an_unreadable_folder_are_not_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permission slip on one folder must not delete its videos from the tables."""
+    world.put("a.mp4")
+    world.put("locked/b.mp4")
+    world.publish()
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).rstrip("/").endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    plan = world.plan()
+    assert plan.unreadable_folders == 1
+    assert plan.count(Action.GONE) == 0
+    assert "1 folders could not be read" in plan.describe()
+
+
+def test_escaped_key_does_not_take_over_a_plain_one(world: World) -> None:
+    """A key whose escaped form reads like another key stays a file of its own."""
+    world.put("a\\x01.mp4")
+    world.put("a\x01.mp4")
+    plan = world.plan()
+    assert plan.listed == 2
+    assert (plan.count(Action.DECODE), plan.count(Action.REFUSE)) == (1, 1)
 
 
 def test_work_is_ordered_largest_first(world: World) -> None:

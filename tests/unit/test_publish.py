@@ -101,7 +101,8 @@ def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
     output, reader = Output(OutputConfig(uri=str(tmp_path / "o"))), open_output(str(tmp_path / "o"), StorageConfig())
     run(output, reader, "r1", ["b", "a"], tmp_path / "w")
     manifest = reader.current()
-    assert manifest is not None and manifest.tables["videos"].rows == 2 and manifest.tables["shots"].rows == 4
+    assert manifest is not None
+    assert (manifest.tables["videos"].rows, manifest.tables["shots"].rows) == (2, 4)
     shots = pq.read_table(reader.files("shots")[0])
     assert shots.schema.equals(TABLES["shots"].schema)
     assert shots.column("key").to_pylist() == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,21 +51,45 @@ def connect(config: RayConfig) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            with _native_stderr_filtered():
+                ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"ray.address = {address!r}: {first}; start the cluster with `ray start --head` or unset the address"
             ) from error
         return False
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        object_store_memory=config.object_store_mb << 20,
-        include_dashboard=False,
-        **quiet,
-    )
+    with _native_stderr_filtered():
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            object_store_memory=config.object_store_mb << 20,
+            include_dashboard=False,
+            **quiet,
+        )
     return True
+
+
+@contextmanager
+def _native_stderr_filtered() -> Iterator[None]:
+    """Keep Ray's note that it obeys RAY_BACKEND_LOG_LEVEL out of the job's log; every other line passes.
+
+    The note comes from C++ and knows no other switch.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if b"Set ray log level from environment variable" not in line:
+                    sys.stderr.write(line.decode(errors="replace"))
 
 
 def disconnect(started: bool) -> None:

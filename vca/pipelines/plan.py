@@ -111,7 +111,9 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
         _register_published(connection, published)
         connection.from_parquet(str(listing)).create_view("listing")
         connection.execute(_JOIN_SIDECARS)
-        _write_current(connection, work_dir / "current.parquet")
+        listed = _write_current(connection, work_dir / "current.parquet")
+        connection.execute("CREATE TABLE unreadable (prefix VARCHAR)")
+        connection.executemany("INSERT INTO unreadable VALUES (?)", [[p] for p in archive.unreadable or [""]])
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
         decided = connection.sql(
             _DECIDE,
@@ -152,7 +154,11 @@ def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
             keys = batch.column("key").to_pylist()
             listed += kinds.count("media")
             ignored += kinds.count("ignored")
-            ids = [identity.video_id(k) if kind == "media" else None for k, kind in zip(keys, kinds, strict=True)]
+            plain = batch.column("plain").to_pylist()
+            ids = [
+                _video_id(key, is_plain) if kind == "media" else None
+                for key, kind, is_plain in zip(keys, kinds, plain, strict=True)
+            ]
             stems = [_stems(k, kind) for k, kind in zip(keys, kinds, strict=True)]
             table = pa.Table.from_batches([batch]).select(["key", "size_bytes", "version", "kind", "plain"])
             table = table.append_column("video_id", pa.array(ids, pa.string()))
@@ -160,6 +166,11 @@ def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
             keep = pc.not_equal(table.column("kind"), "ignored")
             writer.write_table(table.filter(keep).cast(schema))
     return listed, ignored
+
+
+def _video_id(key: str, plain: bool) -> str:
+    # An escaped key may read like the plain key of another object; the two must not become one video.
+    return identity.video_id(key if plain else f"\0{key}")
 
 
 def _stems(key: str, kind: str) -> Sequence[str]:
@@ -185,18 +196,21 @@ FROM nearest GROUP BY video_id
 """A sidecar belongs to the videos that share the longest of its candidate stems (`film.en.srt` to `film.mp4`)."""
 
 
-def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """The listed media objects with their fingerprints."""
+def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """The listed media objects with their fingerprints. Returns how many there are."""
     listed = connection.sql(
         """
         SELECT video_id, l.key, l.size_bytes, l.version, l.plain, coalesce(s.sidecars, []) AS sidecars
         FROM listing l LEFT JOIN sidecars s USING (video_id) WHERE kind = 'media'
+        QUALIFY row_number() OVER (PARTITION BY video_id) = 1  -- two hostile keys may look the same when escaped
         """
     )
     schema = pa.schema([f for f in PLAN if f.name in ("video_id", "key", "size_bytes", "version", "sidecars")])
     schema = schema.append(pa.field("plain", pa.bool_())).append(pa.field("fingerprint", pa.string()))
+    n_rows = 0
     with pq.ParquetWriter(path, schema) as writer:
         for batch in listed.to_arrow_reader(BATCH_ROWS):
+            n_rows += len(batch)
             table = pa.Table.from_batches([batch])
             prints = [
                 identity.fingerprint(version, [(s["key"], s["version"]) for s in sidecars])
@@ -207,6 +221,7 @@ def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             writer.write_table(
                 table.append_column("fingerprint", pa.array(prints, pa.string())).select(schema.names).cast(schema)
             )
+    return n_rows
 
 
 def _register_published(connection: duckdb.DuckDBPyConnection, published: OutputReader) -> None:
@@ -253,7 +268,9 @@ WITH decided AS (
         CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.first_failed_at END
             AS first_failed_at
     FROM current c FULL OUTER JOIN prior p ON c.video_id = p.video_id
-    WHERE c.video_id IS NOT NULL OR p.status <> '{Status.GONE}'
+    WHERE c.video_id IS NOT NULL OR (p.status <> '{Status.GONE}' AND NOT EXISTS (
+        SELECT 1 FROM unreadable u WHERE u.prefix <> '' AND starts_with(p.key, u.prefix)
+    ))
 )
 SELECT video_id, key, size_bytes, version, fingerprint, sidecars, decision[1] AS action, decision[2] AS reason,
        CAST(attempts AS INTEGER) AS attempts, first_failed_at

@@ -15,7 +15,10 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work and says a line every `every_s` seconds. Time left follows bytes where sizes are known, else videos."""
+    """Counts work and says a line every `every_s` seconds.
+
+    The time left follows the bytes where sizes are known, else the number of videos.
+    """
 
     def __init__(
         self,

@@ -87,11 +87,13 @@ class ReadStage:
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
             started = time.monotonic()
-            row = self._read(task)
+            row, segment = self._read(task)
             row["read_s"] = time.monotonic() - started
-            yield pa.Table.from_pylist([row], schema=READ)
+            table = pa.Table.from_pylist([row], schema=READ)
+            yield table if segment is None else _with_arrays(table, segment)
 
-    def _read(self, task: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, task: dict[str, Any]) -> tuple[dict[str, Any], Segment | None]:
+        """The narrow columns of a `READ` row, and the decoded arrays where there are any."""
         row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
         row |= {"step_us": self._settings.plan.step_us, "text": [], "shots": [], "coverage_us": 0}
         info = None if task["media"] is None else MediaInfo.from_row(task["media"])
@@ -105,7 +107,7 @@ class ReadStage:
                 spans = segment_spans(info.duration_us, self._settings.sampling.segment_s * 1_000_000)
                 row["n_segments"] = len(spans)
                 if task["segment_index"] is None and len(spans) > 1:
-                    return row | {"outcome": "probed", "stage": stage}
+                    return row | {"outcome": "probed", "stage": stage}, None
                 span = spans[row["segment_index"]]
                 row |= {"start_us": span.start_us, "end_us": span.end_us}
                 segment = self._decoder.read(source, info, span, self._settings.plan)
@@ -116,8 +118,8 @@ class ReadStage:
             # One lost segment must not cost the others: it becomes a stored row without coverage. A transient
             # failure is not stored, so that the next run reads this segment again and only this one.
             lost = task["segment_index"] is not None and not failure.transient
-            return row | {"outcome": "read" if lost else "failed", "transient": failure.transient}
-        return row | _segment_columns(segment, sidecar_text, notes) | {"outcome": "read", "stage": stage}
+            return row | {"outcome": "read" if lost else "failed", "transient": failure.transient}, None
+        return row | _segment_columns(segment, sidecar_text, notes) | {"outcome": "read", "stage": stage}, segment
 
     def _open(self, task: dict[str, Any], info: MediaInfo | None) -> Any:
         return self._archive.open(
@@ -153,28 +155,39 @@ class ReadStage:
 def _segment_columns(segment: Segment, sidecar_text: list[TextPiece], notes: list[str]) -> dict[str, Any]:
     failure = segment.failure
     message = failure.message if failure is not None else "; ".join(notes) or None
-    columns: dict[str, Any] = {
+    return {
         "coverage_us": segment.coverage_us,
         "error_code": None if failure is None else str(failure.code),
         "error_message": message,
         "text": [piece.to_row() for piece in (*segment.text, *sidecar_text)],
         "shots": [{"start_us": shot.start_us, "end_us": shot.end_us} for shot in segment.shots],
     }
+
+
+def _with_arrays(row: pa.Table, segment: Segment) -> pa.Table:
+    """Put the arrays of a segment into the null cells of a `READ` row, without a copy on this side."""
+    cells: dict[str, pa.Array] = {}
     if segment.frames is not None:
-        columns |= {
-            "frames": pa.py_buffer(np.ascontiguousarray(segment.frames)),
-            "frames_shape": list(segment.frames.shape),
-            "frame_mask": segment.frame_mask.tobytes(),
-        }
+        cells["frames"] = _bytes_cell(segment.frames, READ.field("frames").type)
+        cells["frames_shape"] = pa.array([list(segment.frames.shape)], READ.field("frames_shape").type)
+        cells["frame_mask"] = pa.array([segment.frame_mask.tobytes()])
     if segment.audio is not None:
-        columns |= {"pcm": segment.audio.tobytes(), "pcm_mask": segment.audio_mask.tobytes()}
+        cells["pcm"] = _bytes_cell(segment.audio, READ.field("pcm").type)
+        cells["pcm_mask"] = pa.array([segment.audio_mask.tobytes()])
     if len(segment.ocr_frames):
-        columns |= {
-            "ocr_frames": pa.py_buffer(np.ascontiguousarray(segment.ocr_frames)),
-            "ocr_shape": list(segment.ocr_frames.shape),
-            "ocr_spans": segment.ocr_spans.tobytes(),
-        }
-    return columns
+        cells["ocr_frames"] = _bytes_cell(segment.ocr_frames, READ.field("ocr_frames").type)
+        cells["ocr_shape"] = pa.array([list(segment.ocr_frames.shape)], READ.field("ocr_shape").type)
+        cells["ocr_spans"] = pa.array([segment.ocr_spans.tobytes()])
+    for name, cell in cells.items():
+        row = row.set_column(row.schema.get_field_index(name), name, cell)
+    return row
+
+
+def _bytes_cell(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """One large-binary cell over the memory of `array`."""
+    data = np.ascontiguousarray(array)
+    offsets = np.array([0, data.nbytes], np.int64)
+    return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 class EncodeStage:
