@@ -713,6 +713,57 @@ def test_audio_definition_holds_windows(checkpoints: Checkpoints) -> None:
     assert audio_definition(audio_config(folder, hop_s=0.64), STEP_US) != base
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("name", ["siglip", "videomae"])
+def test_hub_ids_load_from_the_cache_without_network(
+    name: str, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster node without internet uses the cached commit, and the definition names it, not a moving branch."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / f"models--org--{name}"
+    shutil.copytree(checkpoints(name), repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    hub = VisionConfig(kind="huggingface", model=f"org/{name}", device="cpu")
+    definition = vision_definition(hub, STEP_US)
+    assert definition is not None
+    assert definition["weights"] == {"hub": f"org/{name}", "commit": COMMIT}
+    from_hub, from_folder = (build_vision(c, STEP_US) for c in (hub, vision_config(checkpoints(name))))
+    assert from_hub is not None
+    assert from_folder is not None
+    frames, mask = frames_of(8, 32, 32), np.ones(8, np.bool_)
+    np.testing.assert_array_equal(
+        from_hub.encode(frames, mask, STEP_US)[0], from_folder.encode(frames, mask, STEP_US)[0]
+    )
+    one_line_error(lambda: vision_needs(hub.model_copy(update={"revision": "other"}), STEP_US), "encoders.vision.model")
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2", "dinov2", "videomae", "videoprism", "vjepa2"])
+def test_half_precision_pictures_are_close(name: str, checkpoints: Checkpoints) -> None:
+    """bfloat16, the default on a GPU, runs through every step and changes features a little only."""
+    frames, mask = frames_of(8, 40, 40), np.ones(8, np.bool_)
+    exact, half = (build_vision(vision_config(checkpoints(name), dtype=d), STEP_US) for d in ("float32", "bfloat16"))
+    assert exact is not None
+    assert half is not None
+    (a, _), (b, _) = exact.encode(frames, mask, STEP_US), half.encode(frames, mask, STEP_US)
+    assert b.dtype == np.float32
+    assert 0 < np.abs(a - b).max() < 0.1 * np.abs(a).max()
+
+
+@pytest.mark.parametrize("name", ["ast", "clap", "wav2vec2", "whisper"])
+def test_half_precision_sound_is_close(name: str, checkpoints: Checkpoints) -> None:
+    """The same for sound."""
+    mask = np.ones(6, np.bool_)
+    exact, half = (build_audio(audio_config(checkpoints(name), dtype=d), STEP_US) for d in ("float32", "bfloat16"))
+    assert exact is not None
+    assert half is not None
+    (a, _), (b, _) = exact.encode(sound(3.0), mask, STEP_US), half.encode(sound(3.0), mask, STEP_US)
+    assert 0 < np.abs(a - b).max() < 0.1 * np.abs(a).max()
+
+
 # --- what users get wrong --------------------------------------------------------------------------------------------
 
 

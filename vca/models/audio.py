@@ -225,7 +225,7 @@ def _spectral(
         np.concatenate([shape_mean, 2.0 * shape_std], axis=1),
         np.concatenate([crossings_mean, 2.0 * crossings_std], axis=1),
         np.concatenate([level_mean, level_max, level_max - level_low], axis=1),
-        np.concatenate([(silent_share > 0.99).astype(np.float32), silent_share], axis=1),
+        np.concatenate([(silent_share > 0.95).astype(np.float32), silent_share], axis=1),
     ]
 
 

@@ -237,7 +237,7 @@ class DescriptorEncoder:
         values = np.zeros((len(frames), DIM), np.float32)
         existing = np.flatnonzero(mask)
         height, width = frames.shape[1:3]
-        chunk = max(1, 1_000_000 // max(1, min(height * width, 4 * FRAME_SIZE**2)))
+        chunk = max(1, 1_000_000 // (height * width))  # bounds the working memory to about 100 MB
         previous: _Frames | None = None
         for start in range(0, len(existing), chunk):
             indices = existing[start : start + chunk]
