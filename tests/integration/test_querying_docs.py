@@ -171,7 +171,7 @@ def test_newest_rows_by_hand(run: Run) -> None:
     assert set(run.names["videos"][["video_id", "run_id"]].itertuples(index=False, name=None)) == expected
     assert set(run.names["newest"].collect().rows()) == expected
     for name in ("event_spans", "video_categories", "transcripts"):
-        (count,) = run.names["con"].sql(f"SELECT count(*) FROM {name}").fetchone()
+        ((count,),) = run.names["con"].sql(f"SELECT count(*) FROM {name}").fetchall()
         assert len(run.names["newest_pandas"](name)) == count
         assert len(run.names["newest_polars"](name).collect()) == count
 
