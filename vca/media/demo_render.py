@@ -87,7 +87,7 @@ def _meadow(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
 
 
 def _road(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
-    draw.polygon([(w * 0.42, h * 0.3), (w * 0.58, h * 0.3), (w * 1.05, h), (-w * 0.05, h)], fill=(70, 70, 74))
+    draw.polygon([(w * 0.42, h * 0.3), (w * 0.58, h * 0.3), (w * 1.05, h), (-w * 0.05, h)], fill=(30, 30, 34))
     for i in range(7):
         depth = ((i + t * 2) % 7) / 7
         y, size = h * (0.3 + 0.7 * depth**2), 1 + 7 * depth
@@ -115,8 +115,8 @@ def _blackboard(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
 
 def _stage(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
     for i, colour in enumerate([(230, 60, 160), (60, 200, 230), (250, 210, 60)]):
-        x = w * (0.5 + 0.4 * sin(t * 1.1 + 2 * i))
-        draw.polygon([(w * (0.2 + 0.3 * i), 0), (x - 26, h * 0.85), (x + 26, h * 0.85)], fill=colour)
+        x = w * (0.5 + 0.4 * sin(t * 0.2 + 2 * i))
+        draw.polygon([(w * (0.2 + 0.3 * i), 0), (x - 16, h * 0.85), (x + 16, h * 0.85)], fill=colour)
     draw.rectangle((0, h * 0.82, w, h), fill=(40, 26, 30))
     for i in range(4):
         x, y = w * (0.2 + 0.2 * i), h * 0.6 + 5 * sin(t * 8 + i)
@@ -142,6 +142,7 @@ def _harbour(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
         for k in range(4):
             x, y = left + 10 + 18 * (k % 2), h * 0.32 + 22 * (k // 2)
             draw.rectangle((x, y, x + 9, y + 12), fill=(70, 90, 110))
+    draw.rectangle((0, h * 0.55, w, h), fill=(16, 56, 96))
     for i in range(6):
         y = h * (0.58 + 0.07 * i)
         points = [(x, y + 4 * sin(x * 0.06 + t * 3 + i)) for x in range(0, w + 8, 8)]
@@ -158,11 +159,11 @@ PICTURES: dict[str, tuple[Colour, Colour, Callable[[ImageDraw.ImageDraw, int, in
     "pitch": ((60, 150, 70), (40, 120, 50), _pitch),
     "stove": ((200, 190, 170), (150, 130, 110), _stove),
     "meadow": ((150, 200, 240), (90, 160, 70), _meadow),
-    "road": ((170, 190, 210), (90, 110, 80), _road),
+    "road": ((70, 80, 100), (40, 46, 42), _road),
     "blackboard": ((190, 180, 160), (140, 130, 120), _blackboard),
     "stage": ((30, 10, 40), (70, 20, 60), _stage),
-    "gadget": ((225, 225, 230), (150, 160, 175), _gadget),
-    "harbour": ((140, 200, 240), (50, 130, 180), _harbour),
+    "gadget": ((70, 66, 84), (26, 24, 36), _gadget),
+    "harbour": ((54, 36, 84), (24, 26, 60), _harbour),
 }
 
 
