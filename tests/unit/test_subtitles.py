@@ -273,7 +273,7 @@ def test_embedded_streams(media_dir: Path, path: str, expected: list[tuple[float
 
 @pytest.mark.media
 def test_embedded_languages_and_streams_stay_apart(media_dir: Path) -> None:
-    """Two streams of one file keep their index and language, also once the file is closed; a span takes what starts in it."""
+    """Two streams of one file keep their index and language once the file is closed; a span takes its own only."""
     collectors = collect(media_dir / "mediabunny/test/public/subtitles/test-mkv-multi.mkv")
     pieces = [collector.pieces(Span(5_000_000, 8_000_000))[0] for collector in collectors]
     assert [(p.stream, p.language, p.text, p.source) for p in pieces] == [
