@@ -10,9 +10,7 @@ from vca.core.config import Config
 from vca.core.records import TextPiece
 from vca.core.timeline import US_PER_S, Span
 
-_MARKUP = re.compile(
-    r"</?[^\s<>][^<>]{0,200}>|\{\\[^{}]{0,200}\}|\\[Nnh]|>>+|^\s*[-\u2013\u2014]\s", re.MULTILINE
-)
+_MARKUP = re.compile(r"</?[^\s<>][^<>]{0,200}>|\{\\[^{}]{0,200}\}|\\[Nnh]|>>+|^\s*[-\u2013\u2014]\s", re.MULTILINE)
 _CUE = re.compile(r"\[[^\[\]]{1,80}\]|\([^()]{1,80}\)")
 _WORD = re.compile(r"[^\W\d_]+")
 _SUNG = re.compile(r"[\u2669-\u266c]")
