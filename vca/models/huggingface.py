@@ -260,7 +260,6 @@ def _wave_spec(checkpoint: Checkpoint, extractor: Any) -> WaveSpec:
     longest = {
         "audio-spectrogram-transformer": lambda: extractor.max_length * 0.01,  # 10 ms frames
         "clap": lambda: extractor.max_length_s,
-        "clap_audio_model": lambda: extractor.max_length_s,
         "whisper": lambda: extractor.chunk_length,
     }.get(model_type)
     maximum = float(longest()) if longest is not None else None
