@@ -94,7 +94,8 @@ def overlap_us(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArra
     """Pairwise overlap of spans a [N, 2] and b [S, 2] in microseconds, shape [N, S]."""
     start = np.maximum(a[:, None, 0], b[None, :, 0])
     end = np.minimum(a[:, None, 1], b[None, :, 1])
-    return np.maximum(end - start, 0)
+    overlap: npt.NDArray[np.int64] = np.maximum(end - start, 0)
+    return overlap
 
 
 def resample_mean(

@@ -1,0 +1,119 @@
+"""The nightly door: `ray job submit` against a cluster with token authentication."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import REPOSITORY, Job
+
+pytestmark = pytest.mark.integration
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_command(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=250
+    )
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A head node with token authentication and a dashboard on loopback; yields the client's environment."""
+    temporary = Path(os.environ.get("TMPDIR", "/tmp")) / f"vca-ray-{os.getpid()}"
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    dashboard, gcs = free_port(), free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--port={gcs}",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        "--ray-client-server-port=0",
+        f"--temp-dir={temporary}",
+        "--num-cpus=2",
+        "--object-store-memory=200000000",
+    ]
+    with (
+        (tmp_path / "head.log").open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def test_ray_job_submit_tags_an_archive(demo_archive: Path, tmp_path: Path, head: dict[str, str]) -> None:
+    """The README's command, with the archive and output of this test; its exit code is that of the job."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for path in sorted(demo_archive.rglob("*.mp4"), key=lambda p: p.stat().st_size)[:4]:
+        (archive / path.name).write_bytes(path.read_bytes())
+    out = tmp_path / "out"
+    settings = [
+        f"archive={{uri: {archive}}}",
+        f"output={{uri: {out}}}",
+        "run.failure_budget=1",
+        f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}",
+        f"tracking.artifact_uri={tmp_path / 'artifacts'}",
+    ]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.tag"]
+    command += ["--config", "configs/nightly.yaml", *(part for s in settings for part in ("--set", s))]
+    done = None
+    for _ in range(20):  # the dashboard answers some seconds after the head
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=head, capture_output=True, text=True, check=False, timeout=250
+        )
+        if "Failed to connect" not in done.stdout + done.stderr:
+            break
+    assert done is not None
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "succeeded" in done.stdout
+    assert "balance    4 listed =" in done.stdout
+    job = Job(str(archive), str(out))
+    assert job.query("SELECT count(*) AS n FROM videos") == [{"n": 4}]
+
+
+def test_a_stranger_without_the_token_is_refused(head: dict[str, str], tmp_path: Path) -> None:
+    """Token authentication is on: a wrong token submits nothing."""
+    wrong = tmp_path / "wrong"
+    wrong.write_text("f" * 32)
+    environment = head | {"RAY_AUTH_TOKEN_PATH": str(wrong)}
+    said = ""
+    for _ in range(20):
+        done = subprocess.run(
+            [RAY, "job", "submit", "--", "true"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode != 0
+        if "Failed to connect" not in said:
+            break
+    assert "token" in said.lower() or "unauthenticated" in said.lower() or "401" in said or "403" in said, said[-2000:]
