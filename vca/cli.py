@@ -78,13 +78,13 @@ def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, out
 
 @app.command()
 def demo(
-    folder: Annotated[str, typer.Argument(help="Folder for the generated archive.")] = "demo/archive",
+    archive: Annotated[str, typer.Option("--archive", help="Folder for the generated archive.")] = "demo/archive",
     seed: Annotated[int, typer.Option(help="Same seed, same archive.")] = 0,
 ) -> None:
     """Generate a small archive of short videos with sound, subtitles and a few broken files."""
     from vca.pipelines.door import make_demo
 
-    raise typer.Exit(make_demo(folder, seed))
+    raise typer.Exit(make_demo(archive, seed))
 
 
 def _print_or_fail(make: Callable[[], str]) -> None:

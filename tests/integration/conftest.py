@@ -1,7 +1,6 @@
-"""One local Ray cluster for all integration tests; one demo archive; MLflow in SQLite."""
+"""One local Ray cluster for all integration tests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +19,3 @@ def ray_cluster() -> Iterator[None]:
             yield
         finally:
             cluster.disconnect(started)
-
-
-@pytest.fixture(scope="session")
-def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated archive; read-only for tests, copy it to change it."""
-    from vca.media.demo import make_demo_archive
-
-    folder = tmp_path_factory.mktemp("demo") / "archive"
-    make_demo_archive(folder, seed=0)
-    return folder

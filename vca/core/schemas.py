@@ -59,7 +59,9 @@ ERROR_COUNTS = pa.list_(
     pa.field("element", pa.struct([pa.field("error_code", pa.string()), pa.field("count", pa.int64())]))
 )
 
-LABEL_SCORES = pa.list_(pa.field("element", pa.struct([pa.field("label", pa.string()), pa.field("score", pa.float32())])))
+LABEL_SCORES = pa.list_(
+    pa.field("element", pa.struct([pa.field("label", pa.string()), pa.field("score", pa.float32())]))
+)
 
 TEXT_PIECE = pa.struct(
     [

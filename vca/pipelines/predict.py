@@ -21,7 +21,7 @@ from vca.core.timeline import us_to_seconds
 from vca.media.output import Output, OutputConfig
 from vca.models.text import TextModel, TextModelConfig, text_definition
 from vca.models.vision import VisionConfig, image_text_tower, vision_definition
-from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger
+from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger, zeroshot_version
 from vca.pipelines.features import FeatureStore, join_segments
 
 VIDEO = pa.struct([pa.field("video_id", pa.string()), pa.field("fingerprint", pa.string())])
@@ -119,12 +119,10 @@ def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision:
 
     The vision encoder counts because frames are compared with the labels where it has a text tower.
     """
-    parts = {
-        "config": zeroshot.model_dump(mode="json"),
-        "text": text_definition(text_model, "predict.text_model"),
-        "vision": vision_definition(vision, step_us) if vision.kind == "huggingface" else None,
-    }
-    return f"{ALGORITHM}-{identity.digest(identity.canonical_json(parts))[:12]}"
+    text_version = identity.canonical_json(text_definition(text_model, "predict.text_model"))
+    frames = vision_definition(vision, step_us) if vision.kind == "huggingface" else None
+    version = identity.digest(zeroshot_version(zeroshot, text_version), identity.canonical_json(frames))
+    return f"{ALGORITHM}-{version[:12]}"
 
 
 def make_tagger(settings: PredictSettings) -> ZeroShotTagger:
