@@ -1,11 +1,14 @@
 """Speech activity and, with a tiny random Whisper checkpoint, recognition."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+
 from vca.core.errors import ConfigError
 from vca.core.metrics import speech_activity_error
 from vca.core.records import FloatArray
@@ -61,7 +64,7 @@ def test_clock_and_shape_of_pieces(reader: SpeechReader, media_dir: Path) -> Non
     assert [p.start_us + 7_000_000 for p in at_zero] == [p.start_us for p in later]
     assert all(p.source is TextSource.SPEECH and p.text is None for p in at_zero)
     assert all(p.confidence is not None and 0.25 < p.confidence <= 1 for p in at_zero)
-    assert all(a.end_us <= b.start_us for a, b in zip(at_zero, at_zero[1:], strict=False))
+    assert all(a.end_us <= b.start_us for a, b in pairwise(at_zero))
     assert at_zero[-1].end_us <= round(len(pcm) / SAMPLE_RATE * 1_000_000)
     spoken = sum(p.end_us - p.start_us for p in at_zero)
     assert 7_000_000 < spoken < 11_000_000
@@ -161,7 +164,8 @@ def save_tiny_whisper(folder: Path, multilingual: bool = True) -> None:
     vocabulary = {token: i for i, token in enumerate([*sorted(ByteLevel.alphabet()), *specials])}
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": specials[1:]})
-    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer)
+    features = WhisperFeatureExtractor(feature_size=16)  # type: ignore[no-untyped-call]
+    processor = WhisperProcessor(features, tokenizer)  # type: ignore[no-untyped-call]
     start, end = vocabulary["<|startoftranscript|>"], vocabulary["<|endoftext|>"]
     torch.manual_seed(3)
     config = WhisperConfig(
@@ -197,7 +201,7 @@ def save_tiny_whisper(folder: Path, multilingual: bool = True) -> None:
     if multilingual:
         settings["lang_to_id"] = {f"<|{code}|>": vocabulary[f"<|{code}|>"] for code in LANGUAGES}
         settings["task_to_id"] = {task: vocabulary[f"<|{task}|>"] for task in ("translate", "transcribe")}
-    model.generation_config = GenerationConfig(**settings)
+    model.generation_config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -209,8 +213,8 @@ def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asr_config(folder: Path, **settings: object) -> SpeechConfig:
-    return SpeechConfig(asr_model=str(folder), asr_max_tokens=12, device="cpu", **settings)  # type: ignore[arg-type]
+def asr_config(folder: Path, **settings: Any) -> SpeechConfig:
+    return SpeechConfig(asr_model=str(folder), asr_max_tokens=12, device="cpu", **settings)
 
 
 @pytest.mark.media

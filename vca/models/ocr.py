@@ -219,7 +219,8 @@ def _cell_means(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
     rows, columns = frame.shape[0] // _CELL_PX, frame.shape[1] // _CELL_PX
     whole = frame[: rows * _CELL_PX, : columns * _CELL_PX]
     sums = whole.reshape(rows, _CELL_PX, columns, _CELL_PX, 3).sum(axis=(1, 3), dtype=np.uint16)
-    return (sums // _CELL_PX**2).astype(np.int16)
+    means: npt.NDArray[np.int16] = (sums // _CELL_PX**2).astype(np.int16)
+    return means
 
 
 def _model_folder() -> Path:

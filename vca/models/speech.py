@@ -38,7 +38,10 @@ _ASR_MAX_COMPRESSION = 2.4  # Whisper's own limit: text that zlib shrinks more i
 
 
 class SpeechConfig(Config):
-    """`encoders.speech`. The defaults of the detector were chosen on far-field meetings, see docs/decisions."""
+    """`encoders.speech`. The detector's defaults gave the least error on the ten AMI training excerpts (far-field
+    meetings, pauses of at most 0.5 s filled): 0.11 of the speech wrong there, 0.11 on excerpts held out. The package's
+    own defaults (0.5, 250, 100, 30) err on 0.22 and 0.26, nearly all of it missed.
+    """
 
     vad: Literal["none", "silero"] = "silero"
     threshold: float = Field(0.25, gt=0.0, lt=1.0)
