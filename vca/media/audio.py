@@ -35,7 +35,8 @@ class AudioCollector:
         if time_us is None:
             time_us = self._expected_us if self._expected_us is not None else self._span.start_us
         setup = (frame.format.name, frame.layout.name, frame.sample_rate)
-        jumped = self._expected_us is None or abs(time_us - self._expected_us) > _JITTER_US
+        # Only forward: sound that claims to start before the last has ended (AVI with variable rate) follows on it.
+        jumped = self._expected_us is None or time_us > self._expected_us + _JITTER_US
         if jumped or setup != self._setup:
             self.flush()
             self._setup = setup

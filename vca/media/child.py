@@ -5,6 +5,7 @@ It limits itself before it sees the first byte, has no credentials, and ends wit
 
 import contextlib
 import ctypes
+import gc
 import math
 import os
 import resource
@@ -122,6 +123,8 @@ class _Object:
 
 def serve(channel: Channel, shared_fd: int, config: DecodeConfig) -> None:
     """Answer requests until the parent closes the socket."""
+    gc.collect()
+    gc.freeze()  # what was imported is never garbage: the collection after each request looks at little
     channel.send({"kind": "ready"})
     while True:
         try:
@@ -141,6 +144,8 @@ def serve(channel: Channel, shared_fd: int, config: DecodeConfig) -> None:
             reply = {"kind": "failed", "code": ErrorCode.DECODE_MEMORY, "message": _memory_message(config)}
         except Exception:  # noqa: BLE001 - handed to the parent, which raises it
             reply = {"kind": "broken", "traceback": traceback.format_exc()[-8000:]}
+        # PyAV containers and streams hold each other: a few small objects for Python, hundreds of megabytes for FFmpeg.
+        gc.collect()
         channel.send(reply)
 
 

@@ -1,7 +1,10 @@
 """One pass over the packets of a segment: seek, demux, decode, hand over to collectors."""
 
+import gc
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -19,6 +22,9 @@ _INTERLEAVE_US = 10 * US_PER_S
 """How far behind one stream may lag another in the file. Beyond it a stream that is silent has ended."""
 _WARM_UP_US = 300_000
 """Sound decoded before the segment, so that overlapping transforms and bit reservoirs are filled."""
+_STATM = Path("/proc/self/statm")
+_SHORT_OF_MEMORY = 0.8
+_UNCOLLECTED_BYTES = 64 * 1024 * 1024
 _PENDING_BYTES = 64 * 1024 * 1024
 
 
@@ -91,6 +97,7 @@ class SegmentPass:
         self._last_us: int | None = None
         self._period_us = self._nominal_period_us()
         self._first_audio = True
+        self._uncollected_bytes = 0
 
     def run(self, back_us: int | None) -> bool:
         """Read the span, from `back_us` before it or (None) from the start of the file.
@@ -209,7 +216,8 @@ class SegmentPass:
             self._complain(error, packet)
             return
         for frame in frames:
-            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, frame.time_base)
+            # the stream's time base: frames that come out at the flush carry none
+            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, self._media.audio.time_base)
             try:
                 self._to.sound.feed(frame, time_us)
             except MemoryError:
@@ -291,6 +299,7 @@ class SegmentPass:
         if self._sought and self._anchor_us is not None and time_us < self._anchor_us:
             return  # refers to pictures before the key frame
         self.n_pictures += 1
+        self._collect_garbage(frame)
         if self.first_picture is None:
             self.first_picture = frame
             self.has_captions = SideData.A53_CC in frame.side_data
@@ -298,13 +307,22 @@ class SegmentPass:
                 self._late = True  # come again with pictures from before the span
         if self._mode == "look":
             return
-        duration_us = round(frame.duration * frame.time_base * US_PER_S) if frame.duration and frame.time_base else 0
+        duration_us = self._frame_duration_us(frame)
         if self._to.captions is not None:
             self._to.captions.feed(frame, time_us)
         if self._to.sampler is not None:
-            self._to.sampler.show(PyavPicture(frame, self._reformatter), time_us, duration_us or self._period_us)
+            self._to.sampler.show(PyavPicture(frame, self._reformatter), time_us, duration_us)
             captions_open = self.has_captions and self._to.captions is not None and time_us < self._span.end_us
             self._video_done = self._to.sampler.done and not captions_open
+
+    def _collect_garbage(self, frame: av.VideoFrame) -> None:
+        """A PyAV frame whose side data was read is part of a reference cycle. Python counts it as two small objects and
+        lets hundreds of them stand before it looks, which is a gigabyte of 1080p pictures.
+        """
+        self._uncollected_bytes += frame.width * frame.height * 2
+        if self._uncollected_bytes > _UNCOLLECTED_BYTES:
+            self._uncollected_bytes = 0
+            gc.collect()
 
     def _frame_time_us(self, frame: av.VideoFrame) -> int:
         """Time on the clock, never going back.
@@ -320,18 +338,25 @@ class SegmentPass:
                 if self._dts_shift is None:
                     self._dts_shift = ticks - self._first_dts
                 ticks -= self._dts_shift
-        step_us = round(frame.duration * frame.time_base * US_PER_S) if frame.duration and frame.time_base else 0
-        step_us = step_us or self._period_us
-        time_us = None if ticks is None else self._media.to_clock(ticks, frame.time_base)
+        assert self._media.video is not None
+        time_us = None if ticks is None else self._media.to_clock(ticks, self._media.video.time_base)
         if self._last_us is not None and (time_us is None or time_us <= self._last_us):
-            time_us = self._last_us + step_us
+            time_us = self._last_us + self._frame_duration_us(frame)
         self._last_us = time_us if time_us is not None else 0
         return self._last_us
 
+    def _frame_duration_us(self, frame: av.VideoFrame) -> int:
+        assert self._media.video is not None
+        time_base = self._media.video.time_base  # frames that come out at the flush carry none of their own
+        return (round(frame.duration * time_base * US_PER_S) if time_base else 0) or self._period_us
+
     def _complain(self, error: Exception, packet: "av.Packet[Any] | None") -> None:
-        if packet is not None and not isinstance(error, EOFError):
-            self.damaged += 1
-            self.error = decoder_message(error)
+        if packet is None or isinstance(error, EOFError):
+            return
+        if memory_is_short():  # decoders report a failed allocation as bad data
+            raise MemoryError
+        self.damaged += 1
+        self.error = decoder_message(error)
 
     def _damage(self, *, count: bool = True) -> None:
         self.damaged += count
@@ -343,6 +368,15 @@ class SegmentPass:
             self._media.video.average_rate if self._media.video is not None and can_decode(self._media.video) else None
         )
         return min(US_PER_S, max(1000, round(US_PER_S / rate))) if rate else 40_000
+
+
+def memory_is_short() -> bool:
+    """Whether this process is close to its limit of private memory (RLIMIT_DATA)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY or not _STATM.exists():
+        return False
+    data_pages = int(_STATM.read_text(encoding="ascii").split()[5])
+    return data_pages * resource.getpagesize() > _SHORT_OF_MEMORY * limit
 
 
 def _duration_us(packet: "av.Packet[Any]") -> int:

@@ -49,6 +49,7 @@ __all__ = ["DecoderProcess", "LocalSource", "RangeSource", "Source"]
 
 _START_LIMIT_S = 120.0
 _LOOK_EVERY_S = 0.2
+_MEMORY_WORDS = ("bad_alloc", "MemoryError", "allocate memory")
 _OUTPUT_LIMIT = 1024 * 1024
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "TZ")
 """All that is handed on: no credentials, no proxies, nothing of Ray or MLflow."""
@@ -124,10 +125,10 @@ class DecoderProcess:
             verdict = child.verdict(error)
             self._drop()
             raise verdict from error
-        except MediaError:
-            if child.usable():
+        except MediaError as error:
+            if child.usable() and error.code is not ErrorCode.DECODE_MEMORY:
                 child.tidy()
-            else:
+            else:  # libraries that ran out of memory are not trusted to be whole
                 self._drop()
             raise
         except BaseException:  # an interrupt or a bug: nobody knows what the child will say next
@@ -240,7 +241,7 @@ class _Child:
         if status == -signal.SIGXCPU:
             message = f"more than decode.cpu_limit_s = {self._config.cpu_limit_s:g} of CPU time"
             return MediaError(ErrorCode.DECODE_CPU_LIMIT, message)
-        if "bad_alloc" in words or "MemoryError" in words:
+        if any(word in words for word in _MEMORY_WORDS):
             return MediaError(ErrorCode.DECODE_MEMORY, self._memory_message())
         how = f"killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         return MediaError(ErrorCode.DECODE_CRASH, f"the decoder was {how}" + (f": {words}" if words else ""))

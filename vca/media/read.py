@@ -377,7 +377,7 @@ class _Job:
             covered[last + 1 :] = True
         coverage_us = int(lengths[covered].sum())
         code = None
-        if video is not None and self._plan.pictures and not has_picture and not self._video_ended_before():
+        if video is not None and self._plan.pictures and one.n_pictures == 0 and not self._video_ended_before():
             if not can_decode(video):
                 code, message = ErrorCode.UNSUPPORTED_CODEC, "no decoder for the video stream; sound only"
             else:
