@@ -45,6 +45,7 @@ class VideoPacket:
     time_us: int | None
     duration_us: int
     clean: bool
+    is_key: bool
 
 
 class SegmentPass:
@@ -245,7 +246,8 @@ class SegmentPass:
 
     def _look(self, packet: "av.Packet[Any]", time_us: int | None) -> None:
         clean = packet.pts is not None and not packet.is_corrupt and not packet.is_discard
-        self.packets.append(VideoPacket(time_us, _duration_us(packet) or self._period_us, clean))
+        length_us = _duration_us(packet) or self._period_us
+        self.packets.append(VideoPacket(time_us, length_us, clean, packet.is_keyframe))
         if self.first_picture is None and self.damaged == 0:
             self._decode_video(packet)
 

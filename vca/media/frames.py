@@ -219,11 +219,15 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return even(width * scale), even(height * scale)
 
 
-def decord_reader(path: str, times_us: Sequence[int], zero_us: int, size: tuple[int, int]) -> Any | None:
-    """A decord reader whose own timestamps agree with the scanned packets, else None.
+def decord_reader(
+    path: str, times_us: Sequence[int], key_indices: Sequence[int], zero_us: int, size: tuple[int, int]
+) -> Any | None:
+    """A decord reader whose own index agrees with the scanned packets, else None.
 
-    `times_us` are the sorted presentation times on our clock; `size` is (width, height) of the first picture. decord
-    indexes packets: where packets and pictures do not match one to one it repeats or drops frames without a word.
+    `times_us` are the sorted presentation times on our clock, `key_indices` the places of key frames among them; `size`
+    is (width, height) of the first picture. decord indexes packets: where packets and pictures do not match one to one
+    it repeats or drops frames without a word. It numbers key frames in decoding order: where pictures that come later
+    in the file are shown before a key frame (open GOPs), it seeks to the wrong place and shows the wrong picture.
     """
     import decord
 
@@ -233,6 +237,8 @@ def decord_reader(path: str, times_us: Sequence[int], zero_us: int, size: tuple[
     except (decord.DECORDError, AssertionError, RuntimeError):
         return None
     expected = (np.asarray(times_us, dtype=np.float64) + zero_us) / 1e6
+    if list(reader.get_key_indices()) != list(key_indices):
+        return None
     if len(stamps) != len(expected) or not np.allclose(stamps, expected, rtol=0, atol=2e-4):
         return None
     first = reader[0]

@@ -263,15 +263,15 @@ class _Job:
             or orientation(frame) is not None
         ):
             return False
-        shown = sorted((p.time_us or 0, p.duration_us) for p in packets)
-        size = (frame.width, frame.height)
-        reader = decord_reader(path, [time_us for time_us, _ in shown], self.media.zero_us, size)
+        shown = sorted((p.time_us or 0, p.duration_us, p.is_key) for p in packets)
+        times_us, keys = [time_us for time_us, _, _ in shown], [i for i, (_, _, is_key) in enumerate(shown) if is_key]
+        reader = decord_reader(path, times_us, keys, self.media.zero_us, (frame.width, frame.height))
         if reader is None:
             return False
         sampler = self._sampler
         assert sampler is not None
         try:
-            for index, (time_us, duration_us) in enumerate(shown):
+            for index, (time_us, duration_us, _) in enumerate(shown):
                 sampler.show(DecordPicture(reader, index), time_us, duration_us)
             sampler.finish(at_end=True)
         except DecordError:
