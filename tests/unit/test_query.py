@@ -319,10 +319,10 @@ def test_text_is_safe_for_a_terminal(reader: OutputReader) -> None:
 
 
 def test_text_says_what_it_leaves_out(reader: OutputReader) -> None:
-    """A cut result looks cut: rows and columns left out are counted."""
+    """A cut result looks cut: rows left out are counted. A pipe, as here, gets every column."""
     text = format_table(query(reader, "FROM videos"), 3)
     assert "3 of 31 rows shown" in text
-    assert "25 columns" in text
+    assert all(name in text for name in TABLES["videos"].schema.names)
     assert "rows shown" not in format_table(query(reader, "FROM videos LIMIT 3"), 3)
     assert "0 rows" in format_table(query(reader, "FROM videos WHERE false"))
     assert "Read Parquet" in format_table(query(reader, "EXPLAIN SELECT key FROM all_videos")).replace("_", " ").title()

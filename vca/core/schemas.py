@@ -278,7 +278,11 @@ TABLES: dict[str, Table] = {
                     _ID,
                     _KEY,
                     _RUN,
-                    required("embedding", pa.list_(pa.field("element", pa.float32())), "vector of length 1"),
+                    required(
+                        "embedding",
+                        pa.list_(pa.field("element", pa.float32())),
+                        "vision, audio and text side by side, length 1; a missing modality is zeros",
+                    ),
                 ]
             ),
             ("key",),

@@ -75,6 +75,8 @@ class SegmentEncoder:
         self._ocr = TextReader(config.ocr) if config.ocr.kind != "none" else None
         self._vision = build_vision(config.vision, step_us)
         self._audio = build_audio(config.audio, step_us)
+        self.vision_dim = 0 if self._vision is None else self._vision.dim
+        self.audio_dim = 0 if self._audio is None else self._audio.dim
         torch.set_num_threads(config.threads)
 
     def __call__(

@@ -8,6 +8,7 @@ are few and large; a part appears whole or not at all.
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vca.core.errors import ConfigError
 from vca.core.records import TextPiece, VideoFeatures
 from vca.core.schemas import FEATURES, STEP_FEATURES
 from vca.core.timeline import Span, step_spans
@@ -36,6 +38,14 @@ INDEX = pa.schema(
 ROW_GROUP_ROWS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Widths of a step's features; 0 for a modality that no encoder makes."""
+
+    vision: int
+    audio: int
+
+
 class FeatureStore:
     """One feature set inside an output."""
 
@@ -44,12 +54,26 @@ class FeatureStore:
         self.feature_set = feature_set
         self.folder = f"features/{feature_set}"
 
-    def describe(self, definition: dict[str, Any]) -> None:
-        """Write `feature_set.json` once: what the features are made of, for people and for importers."""
-        name = f"{self.folder}/feature_set.json"
-        if not self.output.exists(name):
-            text = json.dumps({"feature_set": self.feature_set, "definition": definition}, indent=2, sort_keys=True)
-            self.output.write_bytes(name, text.encode())
+    def describe(self, definition: dict[str, Any], dims: Dims) -> None:
+        """Write `feature_set.json` once: what the features are made of, for people, importers and predictors."""
+        if not self.output.exists(self._description):
+            content = {"feature_set": self.feature_set, "definition": definition, "dims": asdict(dims)}
+            self.output.write_bytes(self._description, json.dumps(content, indent=2, sort_keys=True).encode())
+
+    def dims(self) -> Dims:
+        """Widths of the features. Raises `ConfigError` if the description is missing or damaged."""
+        try:
+            dims = json.loads(self.output.read_bytes(self._description))["dims"]
+            return Dims(vision=int(dims["vision"]), audio=int(dims["audio"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"output: {self._description} is missing or damaged ({type(error).__name__}); restore it, "
+                f"or delete {self.folder} to decode again"
+            ) from error
+
+    @property
+    def _description(self) -> str:
+        return f"{self.folder}/feature_set.json"
 
     def parts(self) -> list[str]:
         return [name for name in self.output.list(self.folder) if name.endswith(".parquet")]

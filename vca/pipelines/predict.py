@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vca.core import identity
-from vca.core.records import Evidence, Prediction, VideoFeatures
+from vca.core.records import BoolArray, Evidence, FloatArray, Prediction, VideoFeatures
 from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, TEXT_PIECE, Status
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import us_to_seconds
@@ -22,7 +22,7 @@ from vca.media.output import Output, OutputConfig
 from vca.models.text import TextModel, TextModelConfig, text_definition
 from vca.models.vision import VisionConfig, image_text_tower, vision_definition
 from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger, zeroshot_version
-from vca.pipelines.features import FeatureStore, join_segments
+from vca.pipelines.features import Dims, FeatureStore, join_segments
 
 VIDEO = pa.struct([pa.field("video_id", pa.string()), pa.field("fingerprint", pa.string())])
 GROUPS = pa.schema([pa.field("parts", pa.list_(pa.string())), pa.field("videos", pa.list_(VIDEO))])
@@ -125,21 +125,16 @@ def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision:
     return f"{ALGORITHM}-{version[:12]}"
 
 
-def make_tagger(settings: PredictSettings) -> ZeroShotTagger:
-    return ZeroShotTagger(
-        settings.taxonomy,
-        settings.zeroshot,
-        TextModel(settings.text_model, "predict.text_model"),
-        image_text_tower(settings.vision),
-    )
-
-
 class PredictStage:
     """Reads the features of a group of videos and tags each of them."""
 
     def __init__(self, settings: PredictSettings) -> None:
         self._store = FeatureStore(Output(settings.output), settings.feature_set)
-        self._tagger = make_tagger(settings)
+        text_model = TextModel(settings.text_model, "predict.text_model")
+        image_text = image_text_tower(settings.vision)
+        self._tagger = ZeroShotTagger(settings.taxonomy, settings.zeroshot, text_model, image_text)
+        self._dims = self._store.dims()
+        self._text_dim = text_model.dim
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
         for group in groups.to_pylist():
@@ -151,11 +146,41 @@ class PredictStage:
                         pc.equal(rows.column("fingerprint"), video["fingerprint"]),
                     )
                 )
-                yield pa.Table.from_pylist([_predict(mine, self._tagger)], schema=PREDICTIONS)
+                yield pa.Table.from_pylist([self._predict(mine)], schema=PREDICTIONS)
+
+    def _predict(self, rows: pa.Table) -> dict[str, Any]:
+        video = join_segments(rows)
+        prediction = self._tagger(video)
+        embedding = video_embedding(video, prediction.embedding, self._dims, self._text_dim)
+        return _video_columns(video, rows) | _prediction_columns(video, prediction, embedding)
 
 
-def _predict(rows: pa.Table, tagger: ZeroShotTagger) -> dict[str, Any]:
-    video = join_segments(rows)
+def video_embedding(video: VideoFeatures, text: FloatArray | None, dims: Dims, text_dim: int) -> FloatArray | None:
+    """One vector of length 1 for a video: vision, audio and text side by side, [vision + audio + text_dim].
+
+    Each part is the mean over the steps, scaled to length 1, so that the cosine of two videos weighs the modalities
+    they have alike; a missing modality is zeros. None for a video with nothing in it.
+    """
+    parts = [
+        _mean_direction(video.vision, video.vision_mask, dims.vision),
+        _mean_direction(video.audio, video.audio_mask, dims.audio),
+        np.zeros(text_dim, np.float32) if text is None else text,
+    ]
+    joined = np.concatenate(parts)
+    length = float(np.linalg.norm(joined))
+    return (joined / length).astype(np.float32) if length > 0 else None
+
+
+def _mean_direction(values: FloatArray | None, mask: BoolArray | None, dim: int) -> FloatArray:
+    if values is None or mask is None or not mask.any():
+        return np.zeros(dim, np.float32)
+    assert values.shape[1] == dim, f"features are {values.shape[1]} wide, the feature set says {dim}"
+    mean: FloatArray = values[mask].mean(axis=0)
+    length = np.float32(np.linalg.norm(mean))
+    return mean if length == 0 else np.divide(mean, length)
+
+
+def _video_columns(video: VideoFeatures, rows: pa.Table) -> dict[str, Any]:
     by_index = {
         row["segment_index"]: row for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist()
     }
@@ -172,11 +197,10 @@ def _predict(rows: pa.Table, tagger: ZeroShotTagger) -> dict[str, Any]:
         "error_message": note["error_message"],
         "text": [piece.to_row() for piece in video.text],
         "shots": [{"start_us": s.start_us, "end_us": s.end_us} for s in video.shots],
-        **_prediction_columns(video, tagger(video)),
     }
 
 
-def _prediction_columns(video: VideoFeatures, prediction: Prediction) -> dict[str, Any]:
+def _prediction_columns(video: VideoFeatures, prediction: Prediction, embedding: FloatArray | None) -> dict[str, Any]:
     starts = [us_to_seconds(int(start)) for start in video.steps[:, 0]]
     return {
         "categories": [
@@ -211,7 +235,7 @@ def _prediction_columns(video: VideoFeatures, prediction: Prediction) -> dict[st
             for task, scores in prediction.step_scores.items()
             for start, row in zip(starts, scores, strict=True)
         ],
-        "embedding": None if prediction.embedding is None else prediction.embedding.tolist(),
+        "embedding": None if embedding is None else embedding.tolist(),
     }
 
 

@@ -32,7 +32,7 @@ from vca.models.ocr import OcrConfig
 from vca.models.vision import vision_needs
 from vca.pipelines import cluster
 from vca.pipelines.config import TagConfig, read_taxonomy
-from vca.pipelines.features import FeatureStore, FeatureWriter
+from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
 from vca.pipelines.plan import Action, Plan, Versions, make_plan
 from vca.pipelines.predict import (
     PredictSettings,
@@ -212,7 +212,6 @@ class _Run:
         if not tasks:
             return
         assert self.slots is not None
-        self.store.describe(self.job.definition)
         writer = FeatureWriter(self.store, self.run_id, run.part_mb << 20, run.flush_s)
         progress = Progress("read", len(tasks), sum(r["size_bytes"] for r in tasks), run.progress_s, self._show)
         for first in range(0, len(tasks), run.wave_videos):
@@ -236,6 +235,9 @@ class _Run:
         for rows in cluster.read_and_encode(table, self.job.read_settings, self.job.config.encoders, self.slots):
             good = rows.filter(pc.equal(rows.column("outcome"), "read"))
             if len(good):
+                if not writer.written:
+                    first = good.slice(0, 1).to_pylist()[0]
+                    self.store.describe(self.job.definition, Dims(first["vision_dim"], first["audio_dim"]))
                 writer.add(good.select(FEATURES.names))
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
                 task = by_id[row["video_id"]]

@@ -58,10 +58,15 @@ _ARRAYS = [
     pa.field("ocr_shape", pa.list_(pa.int64())),
     pa.field("ocr_spans", pa.binary()),
 ]
+_ENCODED_ONLY = [
+    pa.field("encode_s", pa.float64()),
+    pa.field("vision_dim", pa.int32()),  # widths of the encoders, whether or not this segment has the modality
+    pa.field("audio_dim", pa.int32()),
+]
 _KEPT = [f for f in FEATURES if f.name not in ("vision", "audio")]
 _NULLABLE = [pa.field(f.name, f.type) for f in _KEPT]
 READ = pa.schema([*_NULLABLE, *_OUTCOME, *_ARRAYS])
-ENCODED = pa.schema([*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, pa.field("encode_s", pa.float64())])
+ENCODED = pa.schema([*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, *_ENCODED_ONLY])
 
 SIDECAR_LIMIT_BYTES = 8 << 20
 
@@ -222,6 +227,8 @@ class EncodeStage:
             )
         kept = kept.append_column("vision", vision).append_column("audio", audio)
         kept = kept.append_column("encode_s", pa.array([time.monotonic() - started]))
+        kept = kept.append_column("vision_dim", pa.array([self._encoder.vision_dim], pa.int32()))
+        kept = kept.append_column("audio_dim", pa.array([self._encoder.audio_dim], pa.int32()))
         return kept.select(ENCODED.names).cast(ENCODED)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
@@ -203,8 +204,8 @@ def _plain(value: Any) -> Any:
 def _box(table: pa.Table, total: int) -> str:
     if table.column_names == ["explain_key", "explain_value"]:
         return "\n".join(table.column("explain_value").to_pylist())
-    # Columns that do not fit are left out, which the box says. At least 100: narrower terminals wrap instead.
-    width = max(100, shutil.get_terminal_size((120, 24)).columns)
+    # Columns that do not fit a terminal are left out, which the box says; a pipe or a file gets them all.
+    width = max(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 10_000
     with closing(duckdb.connect()) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         buffer = io.StringIO()
