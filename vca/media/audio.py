@@ -101,15 +101,10 @@ def _mixable(frame: av.AudioFrame) -> av.AudioFrame:
     layout = frame.layout
     if layout.nb_channels <= 2 or (layout.nb_channels <= _MAX_LAYOUT and not layout.name.endswith(" channels")):
         return frame
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, layout.nb_channels).T
-    if values.dtype.kind == "u":
-        mean = values.astype(np.float32).mean(axis=0) / 128.0 - 1.0
-    elif values.dtype.kind == "i":
-        mean = values.astype(np.float64).mean(axis=0) / 2.0 ** (8 * values.dtype.itemsize - 1)
-    else:
-        mean = values.mean(axis=0)
+    # Interleaved first: PyAV reads past the end of its list of planes when there are more than eight.
+    packed = av.AudioResampler(format="flt", layout=layout.name, rate=frame.sample_rate).resample(frame)
+    values = np.concatenate([piece.to_ndarray().reshape(-1, layout.nb_channels) for piece in packed])
+    mean = values.mean(axis=1)
     samples = np.ascontiguousarray(mean, dtype=np.float32)[None, :]
     mono = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
     mono.sample_rate = frame.sample_rate

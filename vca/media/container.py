@@ -5,8 +5,10 @@ a playlist would make the child open other files, a text file would become "vide
 """
 
 import math
+import resource
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
 import av
@@ -58,6 +60,8 @@ _MAGIC: tuple[tuple[int, bytes], ...] = (
     (0, b".RMF"),
 )
 HEAD_BYTES = 4096
+_STATM = Path("/proc/self/statm")
+_SHORT_OF_MEMORY = 0.8
 
 
 class SeekableFile(Protocol):
@@ -202,3 +206,12 @@ def decoder_message(error: Exception) -> str:
 def even(value: float) -> int:
     """Nearest even size, at least 2."""
     return max(2, 2 * math.floor(value / 2 + 0.5))
+
+
+def memory_is_short() -> bool:
+    """Whether this process is close to its limit of private memory (RLIMIT_DATA)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY or not _STATM.exists():
+        return False
+    data_pages = int(_STATM.read_text(encoding="ascii").split()[5])
+    return data_pages * resource.getpagesize() > _SHORT_OF_MEMORY * limit

@@ -1,10 +1,8 @@
 """One pass over the packets of a segment: seek, demux, decode, hand over to collectors."""
 
 import gc
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -14,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from vca.core.timeline import US_PER_S, Span, ticks_to_us
 from vca.media.audio import AudioCollector
 from vca.media.captions import CaptionCollector
-from vca.media.container import Media, can_decode, decoder_message
+from vca.media.container import Media, can_decode, decoder_message, memory_is_short
 from vca.media.frames import PyavPicture, ScreenSampler
 from vca.media.subtitles import SubtitleCollector
 
@@ -22,8 +20,6 @@ _INTERLEAVE_US = 10 * US_PER_S
 """How far behind one stream may lag another in the file. Beyond it a stream that is silent has ended."""
 _WARM_UP_US = 300_000
 """Sound decoded before the segment, so that overlapping transforms and bit reservoirs are filled."""
-_STATM = Path("/proc/self/statm")
-_SHORT_OF_MEMORY = 0.8
 _UNCOLLECTED_BYTES = 64 * 1024 * 1024
 _PENDING_BYTES = 64 * 1024 * 1024
 
@@ -370,15 +366,6 @@ class SegmentPass:
             self._media.video.average_rate if self._media.video is not None and can_decode(self._media.video) else None
         )
         return min(US_PER_S, max(1000, round(US_PER_S / rate))) if rate else 40_000
-
-
-def memory_is_short() -> bool:
-    """Whether this process is close to its limit of private memory (RLIMIT_DATA)."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    if limit == resource.RLIM_INFINITY or not _STATM.exists():
-        return False
-    data_pages = int(_STATM.read_text(encoding="ascii").split()[5])
-    return data_pages * resource.getpagesize() > _SHORT_OF_MEMORY * limit
 
 
 def _duration_us(packet: "av.Packet[Any]") -> int:

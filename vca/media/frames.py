@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-from vca.media.container import even
+from vca.media.container import even, memory_is_short
 
 _LONGEST_TOLERANCE_US = 250_000
 _FOREVER_US = 1 << 62
@@ -73,6 +73,8 @@ class DecordPicture:
         try:
             pixels = self._reader[self._index].asnumpy()
         except decord.DECORDError as error:
+            if memory_is_short():
+                raise MemoryError from error
             raise DecordError(str(error)) from error
         return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
@@ -234,14 +236,16 @@ def decord_reader(
     try:
         reader = decord.VideoReader(path, num_threads=1)
         stamps = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
-    except (decord.DECORDError, AssertionError, RuntimeError):
+        first = reader[0]
+    except (decord.DECORDError, AssertionError, RuntimeError) as error:
+        if memory_is_short():
+            raise MemoryError from error
         return None
     expected = (np.asarray(times_us, dtype=np.float64) + zero_us) / 1e6
     if list(reader.get_key_indices()) != list(key_indices):
         return None
     if len(stamps) != len(expected) or not np.allclose(stamps, expected, rtol=0, atol=2e-4):
         return None
-    first = reader[0]
     return reader if (first.shape[1], first.shape[0]) == size else None
 
 
