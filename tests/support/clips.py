@@ -37,7 +37,9 @@ def make_clip(
     `times_ms` gives a presentation time to every picture instead of a constant rate.
     """
     with av.open(str(path), "w") as out:
-        video = out.add_stream(codec, rate=fps, options=options or {})
+        video = out.add_stream(
+            codec, rate=fps, options=({"sc_threshold": "0"} if codec == "libx264" else {}) | (options or {})
+        )
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
         video.gop_size = gop

@@ -233,7 +233,7 @@ class SegmentPass:
             self.video_end_us = max(self.video_end_us, time_us + (_duration_us(packet) or self._period_us))
         if self._mode == "look":
             self._look(packet, time_us)
-        elif self._video_done or (self._keyframes and not packet.is_keyframe and self.n_pictures + self.damaged > 0):
+        elif self._video_done or (self._keyframes and not packet.is_keyframe and self._pending is None):
             return
         elif self._pending is None:
             self._decode_video(packet)

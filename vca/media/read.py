@@ -37,8 +37,8 @@ from vca.media.textframes import TextFramePicker
 
 DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4"})
-_LOOK_SIZE = 112
-"""Short side of the pictures that shots and on-screen text are looked for in when no encoder wants pictures."""
+_LOOK_SIZE = 224
+"""Short side of the pictures that on-screen text is looked for in, and shots too where no encoder wants pictures."""
 _BT2020 = (9, 10)
 _BACK_US = (300_000, 10 * US_PER_S, 60 * US_PER_S)
 """How far before the segment to seek. 0.3 s warms the audio decoder up; the others are for coarse indexes."""
@@ -100,7 +100,8 @@ class _Pictures:
     """Collects the sampled pictures of a segment, and from them the frames for text recognition and the shots."""
 
     def __init__(self, info: MediaInfo, span: Span, plan: ReadPlan, max_bytes: int) -> None:
-        self.times_us = sample_times(span, plan.step_us, max(plan.frames_per_step, 1))
+        self._stride = max(plan.frames_per_step, 1)
+        self.times_us = sample_times(span, plan.step_us, self._stride)
         self.mask = np.zeros(len(self.times_us), dtype=np.bool_)
         self.pts_us = np.full(len(self.times_us), -1, dtype=np.int64)
         self.frames: npt.NDArray[np.uint8] | None = None
@@ -108,7 +109,9 @@ class _Pictures:
         self._plan = plan
         self._max_bytes = max_bytes
         self._size = (info.width, info.height) if info.width and info.height else None
+        self._one_in = slice(self._stride // 2, None, self._stride)  # the middle sample of every step
         self._shaper: Shaper | None = None
+        self._look: Shaper | None = None
         self._large: Shaper | None = None
         wants_text = plan.ocr_frames_per_minute > 0
         self.picker = TextFramePicker(span, plan.ocr_frames_per_minute, plan.ocr_height) if wants_text else None
@@ -123,7 +126,10 @@ class _Pictures:
         )
 
     def shots(self) -> tuple[Span, ...]:
-        return () if self.frames is None else find_shots(self.frames, self.times_us, self._span, self.mask)
+        if self.frames is None:
+            return ()
+        some = self._one_in
+        return find_shots(self.frames[some], self.times_us[some], self._span, self.mask[some])
 
     def _take(self, indices: range, picture: Picture, time_us: int) -> None:
         if self._shaper is None:
@@ -134,10 +140,12 @@ class _Pictures:
         self.frames[indices.start : indices.stop] = small
         self.mask[indices.start : indices.stop] = True
         self.pts_us[indices.start : indices.stop] = time_us
-        if self.picker is not None and self._large is not None:
+        middles = [i for i in indices if i % self._stride == self._stride // 2]
+        if self.picker is not None and self._look is not None and self._large is not None and middles:
             large = self._large
-            gray = (small @ np.array([0.299, 0.587, 0.114], dtype=np.float32)).astype(np.uint8)
-            for index in indices:
+            look = small if self._look is self._shaper else self._look(picture)
+            gray = (look @ np.array([0.299, 0.587, 0.114], dtype=np.float32)).astype(np.uint8)
+            for index in middles:
                 self.picker.offer(int(self.times_us[index]), gray, lambda: large(picture))
 
     def _prepare(self, picture: Picture) -> None:
@@ -152,9 +160,13 @@ class _Pictures:
             raise MediaError(ErrorCode.OUTPUT_LIMIT, message)
         self._shaper = Shaper(height, width)
         self.frames = np.zeros((len(self.times_us), height, width, 3), dtype=np.uint8)
-        large_side = max(2, min(self._plan.ocr_height, *self._size))
-        width, height = scaled_size(*self._size, large_side)
-        self._large = Shaper(height, width)
+        self._look = self._shaper if short_side == _LOOK_SIZE else self._shaper_of(_LOOK_SIZE)
+        self._large = self._shaper_of(max(2, min(self._plan.ocr_height, *self._size)))
+
+    def _shaper_of(self, short_side: int) -> Shaper:
+        assert self._size is not None
+        width, height = scaled_size(*self._size, short_side)
+        return Shaper(height, width)
 
 
 def read_segment(
