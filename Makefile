@@ -80,7 +80,7 @@ gpu: $(STAMP)  ## Tests that need a GPU
 .PHONY: demo
 demo: $(STAMP)  ## Tag a generated archive, or ARCHIVE=/some/folder
 ifdef ARCHIVE
-	$(BIN)/vca tag --config configs/demo.yaml --set "archive.uri='$(ARCHIVE)'" --set output.uri=demo/output-own
+	$(BIN)/vca tag --config configs/demo.yaml --set "archive.uri='$(ARCHIVE)'" --set output.uri=demo/output-$(shell printf %s "$(ARCHIVE)" | cksum | cut -d" " -f1)
 else
 	$(BIN)/vca demo --archive demo/archive
 	$(BIN)/vca tag --config configs/demo.yaml

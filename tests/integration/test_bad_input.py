@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import REPOSITORY
-from tests.support.s3 import s3_server
+from tests.support.s3 import error_answer, faulty_server, s3_server
 
 pytestmark = pytest.mark.integration
 
@@ -97,6 +97,13 @@ def test_no_permission(tmp_path: Path, archive: Path) -> None:
         refused(vca(tmp_path, f"archive.uri={archive}"), tmp_path, "archive.uri", "permission")
     finally:
         archive.chmod(0o755)
+
+
+def test_no_permission_on_a_bucket(tmp_path: Path) -> None:
+    """A bucket that refuses these credentials."""
+    with faulty_server(lambda *_: error_answer(403, "AccessDenied")) as endpoint:
+        done = vca(tmp_path, "archive.uri=s3://films/videos", f"archive.storage.endpoint_url={endpoint}")
+    refused(done, tmp_path, "archive", "s3://films/videos", "denied")
 
 
 def test_output_in_the_way_of_a_file(tmp_path: Path, archive: Path) -> None:

@@ -1,5 +1,6 @@
 """The plan redoes exactly what depends on a change, and nothing else."""
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,10 +81,21 @@ class World:
                     "will_retry": failed[row["key"]],
                 }
                 spool.add("quarantine", pa.Table.from_pylist([quarantine], schema=TABLES["quarantine"].schema))
+        config = json.dumps({"archive": {"uri": str(self.archive)}})
+        spool.add("runs", runs_row(run_id, config))
         output = Output(OutputConfig(uri=str(self.out)))
         versions = {"feature_set": "features-1", "model_version": "model-1", "taxonomy_version": "taxonomy-1"}
         staged = stage_tables(spool, output, run_id, self.work)
         publish(output, open_output(str(self.out), StorageConfig()), staged, run_id, NOW, versions, {})
+
+
+def runs_row(run_id: str, config: str) -> pa.Table:
+    schema = TABLES["runs"].schema
+    row: dict[str, object] = {}
+    for field in schema:
+        plain = "" if pa.types.is_string(field.type) else 0
+        row[field.name] = NOW if pa.types.is_timestamp(field.type) else [] if pa.types.is_list(field.type) else plain
+    return pa.Table.from_pylist([row | {"run_id": run_id, "config": config}], schema=schema)
 
 
 @pytest.fixture
@@ -179,6 +191,20 @@ def test_empty_archive_is_refused(world: World) -> None:
     world.put("readme.txt")
     with pytest.raises(ConfigError, match=r"archive\.uri .* no media objects"):
         world.plan()
+
+
+def test_another_archive_is_refused(world: World, tmp_path: Path) -> None:
+    """Two archives in one output would each mark the videos of the other as gone; a moved archive may come back."""
+    world.put("a.mp4")
+    world.publish()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "b.mp4").write_bytes(b"video")
+    world.archive = other
+    with pytest.raises(ConfigError, match=r"archive\.uri .*no object is in both; choose another output\.uri"):
+        world.plan()
+    (other / "a.mp4").write_bytes(b"bytes")
+    assert world.decisions()["b.mp4"] == ("decode", "new")
 
 
 def test_keys_that_cannot_be_shown_are_refused_not_opened(world: World) -> None:

@@ -4,6 +4,7 @@ Nothing here opens a media file. The archive never lies in Python objects: the l
 the run's work folder, and the joins run out of core.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,10 +20,12 @@ from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import Status
 from vca.media.storage import Archive, media_stem, sidecar_stems
 from vca.tables.manifest import OutputReader
-from vca.tables.query import create_views
+from vca.tables.query import create_views, query
 
 
 class Action(StrEnum):
+    """What the run does with an object."""
+
     DECODE = "decode"
     RETAG = "retag"
     SKIP = "skip"
@@ -131,7 +134,26 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
     finally:
         connection.close()
     counts = {(str(action), str(reason)): int(n) for action, reason, n in counted}
+    _refuse_other_archive(archive, published, counts)
     return Plan(target, listed, ignored, len(archive.unreadable), counts)
+
+
+def _refuse_other_archive(archive: Archive, published: OutputReader, counts: dict[tuple[str, str], int]) -> None:
+    """An output belongs to one archive. Tagging another into it would mark every video of the first as gone.
+
+    An archive that only moved keeps its keys and passes.
+    """
+    known = sum(n for (action, reason), n in counts.items() if (action, reason) not in _NOT_KNOWN_BEFORE)
+    n_gone = sum(n for (action, _), n in counts.items() if action == Action.GONE)
+    if n_gone == 0 or known > n_gone:
+        return
+    configs = query(published, "SELECT config FROM runs ORDER BY run_id DESC LIMIT 1").column("config").to_pylist()
+    before = json.loads(configs[0])["archive"]["uri"] if configs else archive.config.uri
+    if before != archive.config.uri:
+        raise ConfigError(
+            f"archive.uri = {archive.config.uri!r}: the output holds the tags of {before!r}, and no object is in both; "
+            "choose another output.uri"
+        )
 
 
 def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
@@ -239,6 +261,7 @@ def _register_published(connection: duckdb.DuckDBPyConnection, published: Output
 
 
 _REFUSED = str(ErrorCode.BAD_KEY)
+_NOT_KNOWN_BEFORE = {(str(Action.DECODE), "new"), (str(Action.REFUSE), _REFUSED)}
 _DECIDE = f"""
 WITH decided AS (
     SELECT

@@ -74,9 +74,9 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(self._config.timeout_s))))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         mlflow = self._mlflow()
+        for name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
+            logging.getLogger(name).setLevel(logging.ERROR)
         if self._config.uri is not None:
             mlflow.set_tracking_uri(self._config.uri)
         name, artifacts = self._config.experiment, self._config.artifact_uri

@@ -1,0 +1,92 @@
+"""The README's commands are run as written; only the names of archive and output are replaced."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.s3 import s3_server
+from tests.support.tables import make_output
+from vca.media.demo import demo_truth
+
+pytestmark = pytest.mark.integration
+
+
+def blocks(repository: Path, language: str) -> list[str]:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands(repository: Path) -> list[str]:
+    return [line for block in blocks(repository, "sh") for line in block.splitlines() if line.strip()]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=280, env=dict(os.environ)
+    )
+
+
+def test_every_command_is_covered(repository: Path) -> None:
+    """A command added to the README must be run by a test: here, in test_ray_job.py, or by CI itself."""
+    known = ("make demo", "make demo ARCHIVE=/some/folder", "make test", "make lint", "export RAY_AUTH_MODE=token")
+    known += ("ray start --head", "ray job submit --working-dir . -- python -m jobs.tag --config configs/nightly.yaml")
+    for command in commands(repository):
+        assert command in known or command.startswith(".venv/bin/vca "), command
+    ci = (repository / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make lint test" in ci
+
+
+@pytest.mark.skipif(not Path(".venv/.installed").is_file(), reason="make sets up .venv first; run `make test`")
+def test_make_demo(repository: Path) -> None:
+    """`make demo` ends with a summary that balances and says where to look."""
+    done = run("make demo", repository)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert re.search(r"balance +16 listed = ", done.stdout), done.stdout
+    assert "output     " in done.stdout
+    assert "tracking   run " in done.stdout
+
+
+@pytest.mark.skipif(not Path(".venv/.installed").is_file(), reason="make sets up .venv first; run `make test`")
+def test_commands_on_an_archive_of_ones_own(repository: Path, demo_archive: Path, tmp_path: Path) -> None:
+    """`make demo ARCHIVE=`, then plan, tag, status and query as the README shows them."""
+    archive = tmp_path / "own videos"
+    archive.mkdir()
+    good = [demo_archive / clip.key for clip in demo_truth(seed=0) if str(clip.status) == "tagged"]
+    for path in sorted(good, key=lambda path: path.stat().st_size)[:3]:
+        (archive / path.name).write_bytes(path.read_bytes())
+    done = run(f"make demo 'ARCHIVE={archive}'", repository)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "balance    3 listed = 3 tagged" in done.stdout
+
+    out = tmp_path / "out"
+    for command in commands(repository):
+        if not command.startswith(".venv/bin/vca "):
+            continue
+        own = command.replace("/videos", shlex.quote(str(archive))).replace("output.uri=out", f"output.uri={out}")
+        own = own.replace("--output out", f"--output {out}")
+        own += f" --set tracking.uri=sqlite:///{tmp_path}/mlflow.db" if " tag " in own else ""
+        done = run(own, repository)
+        assert done.returncode == 0, (own, done.stdout, done.stderr)
+        assert done.stdout.strip(), own
+
+
+def test_python_on_the_parquet_paths(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lines read a folder and a bucket."""
+    make_output(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(repository, "python")
+    with s3_server("my-bucket") as server:
+        server.upload_folder(tmp_path / "out", "my-bucket", "vca")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url)
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        for output in ("out", "s3://my-bucket/vca"):
+            names: dict[str, object] = {}
+            exec(compile(code.replace('output = "out"', f'output = "{output}"'), "README.md", "exec"), names)
+            n_rows = {len(names["in_pandas"]), len(names["in_polars"]), int(names["by_status"]["videos"].sum())}  # type: ignore[arg-type,index]
+            assert len(n_rows) == 1
+            assert n_rows.pop() > 0
