@@ -178,6 +178,8 @@ class SegmentPass:
             if not self._video_done:
                 self._decode_video(None)
             if self._to.sampler is not None:
+                if self._keyframes:  # the last one stands for the pictures behind it, which were met but not decoded
+                    self._to.sampler.hold_until(self.video_end_us)
                 self._to.sampler.finish(at_end=self.at_end)
         if self._to.sound is not None and can_decode(self._media.audio):
             self._decode_audio(None)

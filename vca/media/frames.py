@@ -151,6 +151,11 @@ class ScreenSampler:
         self._shown, self._shown_us, self._duration_us = picture, time_us, duration_us
         self._damaged = False
 
+    def hold_until(self, end_us: int) -> None:
+        """The last frame shown is good until `end_us` at least."""
+        if self._shown is not None:
+            self._duration_us = max(self._duration_us, end_us - self._shown_us)
+
     def finish(self, *, at_end: bool) -> None:
         """No more frames: at the end of the stream, or because the rest is of no interest."""
         if self._shown is not None:
