@@ -1,12 +1,14 @@
 """The nightly door: `ray job submit` against a cluster with token authentication."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.runs import REPOSITORY, Job
@@ -28,11 +30,12 @@ def run_command(command: list[str], environment: dict[str, str]) -> subprocess.C
     )
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node with token authentication and a dashboard on loopback; yields the client's environment."""
     temporary = Path(os.environ.get("TMPDIR", "/tmp")) / f"vca-ray-{os.getpid()}"
-    token = tmp_path / "token"
+    folder = tmp_path_factory.mktemp("head")
+    token = folder / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     dashboard, gcs = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
@@ -50,20 +53,26 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         "--node-ip-address=127.0.0.1",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
-        "--ray-client-server-port=0",
+        f"--ray-client-server-port={free_port()}",
         f"--temp-dir={temporary}",
         "--num-cpus=2",
         "--object-store-memory=200000000",
     ]
     with (
-        (tmp_path / "head.log").open("wb") as log,
+        (folder / "head.log").open("wb") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
     ):
         try:
             yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         finally:
+            # `ray start --block` may sit in a start-up step when asked to end; its children are then ended one by one.
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             process.terminate()
-            process.wait(timeout=60)
+            _, alive = psutil.wait_procs(family, timeout=15)
+            for member in alive:
+                member.kill()
+            psutil.wait_procs(alive, timeout=15)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_ray_job_submit_tags_an_archive(demo_archive: Path, tmp_path: Path, head: dict[str, str]) -> None:

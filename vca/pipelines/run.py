@@ -297,7 +297,8 @@ class _Run:
                 self._take_failure(plan_row, "read", code, message, row["media"])
                 continue
             missing_us = row["media"]["duration_us"] - row["coverage_us"]
-            status = Status.PARTIAL if missing_us >= self.job.config.step_us else Status.TAGGED
+            damaged = row["error_code"] is not None or missing_us >= self.job.config.step_us
+            status = Status.PARTIAL if damaged else Status.TAGGED
             sources = [piece["source"] for piece in row["text"]]
             columns = media_columns(row["media"], row["coverage_us"], sources)
             columns |= {"error_code": row["error_code"], "error_message": row["error_message"]}
