@@ -13,7 +13,9 @@ from vca.core.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration section: immutable, unknown keys refused, strings not coerced to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", str_strip_whitespace=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

@@ -15,7 +15,7 @@ class SpanDecoding(Config):
     """How scores become spans. Times in milliseconds, so that a change of the grid keeps their meaning."""
 
     smooth_ms: int = Field(default=1500, ge=0)
-    """Width of the median filter; it removes lone steps up to half as long. 0 switches it off."""
+    """Width of the median filter; it removes lone steps up to half as long. 0: off, 600000 at most."""
     low_ratio: float = Field(default=0.5, gt=0.0, le=1.0)
     """A span that reached the threshold goes on while the score is at least `low_ratio * threshold`."""
     merge_gap_ms: int = Field(default=1000, ge=0)

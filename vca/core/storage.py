@@ -15,12 +15,15 @@ class StorageConfig(Config):
     endpoint_url: str | None = None
     """S3-compatible server, for example http://minio:9000; None is AWS."""
     region: str | None = None
+    """Region of the bucket; None is that of the environment or the profile."""
     profile: str | None = None
     """Named profile of the AWS configuration files."""
     anonymous: bool = False
     """Public buckets, unsigned requests."""
     connect_timeout_s: float = Field(10.0, gt=0)
+    """Longest wait for a connection, seconds."""
     read_timeout_s: float = Field(60.0, gt=0)
+    """Longest wait for the next bytes of an answer, seconds."""
     max_attempts: int = Field(5, ge=1, le=20)
     """Tries of one request inside a run, with back-off."""
 

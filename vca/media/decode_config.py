@@ -11,6 +11,7 @@ class SamplingConfig(Config):
     """The shared time grid. These values shape features: changing them makes a new feature set."""
 
     step_ms: int = Field(500, ge=10, le=60_000)
+    """Length of a grid step, milliseconds. `segment_s` must be a multiple of it."""
     segment_s: int = Field(60, ge=1, le=3600)
     """Length of the pieces in which a video is decoded; it bounds memory and is the unit of retry."""
     mode: Literal["exact", "keyframes"] = "exact"
@@ -36,8 +37,10 @@ class DecodeConfig(Config):
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Width times height of the coded picture."""
     max_output_mb: int = Field(512, ge=1)
+    """Decoded arrays of one segment."""
     wall_limit_s: float = Field(120.0, gt=0)
     """Per probe or segment; time spent in waiting for the storage does not count."""
     cpu_limit_s: float = Field(120.0, gt=0)
+    """CPU time per probe or segment, seconds."""
     memory_limit_mb: int = Field(2048, ge=64)
     """Private memory of the child. About 130 MB of it is the interpreter with its libraries."""

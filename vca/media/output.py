@@ -31,6 +31,7 @@ class OutputConfig(Config):
     uri: str
     """Local folder (made on first write) or s3://bucket/prefix."""
     storage: StorageConfig = StorageConfig()
+    """How to reach the bucket; no meaning for a folder."""
 
     @field_validator("uri")
     @classmethod

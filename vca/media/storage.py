@@ -69,12 +69,14 @@ class ArchiveConfig(Config):
     uri: str
     """Local folder or s3://bucket/prefix."""
     include: tuple[str, ...] = MEDIA_GLOBS
-    """Which keys are media: `compile_globs` patterns. Sidecar extensions are never media."""
+    """Which keys are media, case apart. As in gitignore files, a pattern without a slash is about the file name in any
+    folder, one with a slash about the whole key, and `**` crosses folders. Sidecar extensions are never media."""
     exclude: tuple[str, ...] = ()
-    """Keys to leave out, sidecars too; wins over include."""
+    """Keys to leave out, sidecars too; patterns like those of `include`, which they win over."""
     sidecars: bool = True
     """Read subtitle files beside the media."""
     storage: StorageConfig = StorageConfig()
+    """How to reach the bucket; no meaning for a folder."""
 
     @field_validator("uri")
     @classmethod

@@ -26,6 +26,7 @@ class EncoderConfig(Config):
     field: ClassVar[str] = "encoders"
 
     kind: Literal["none", "descriptors", "huggingface"] = "descriptors"
+    """`descriptors`: computed without weights. `huggingface`: a pretrained model, which `model` names. `none`: off."""
     model: str | None = None
     """Hub id such as google/siglip2-base-patch16-224, or a folder with config.json and *.safetensors."""
     revision: str | None = None
@@ -33,6 +34,7 @@ class EncoderConfig(Config):
     batch_size: int = Field(32, ge=1, le=4096)
     """Frames (or windows of sound) per forward pass; halved by itself when the GPU memory does not suffice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU where the worker sees one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on CPU, bfloat16 (older GPUs: float16) on CUDA."""
 

@@ -25,9 +25,13 @@ Result = TypeVar("Result")
 
 class EncodersConfig(Config):
     vision: VisionConfig = VisionConfig()
+    """Features of the picture, one vector per step."""
     audio: AudioConfig = AudioConfig()
+    """Features of the sound, one vector per step."""
     speech: SpeechConfig = SpeechConfig()
+    """Where somebody speaks and, with a recogniser, the words."""
     ocr: OcrConfig = OcrConfig()
+    """Words read from the picture."""
     threads: int = Field(1, ge=1, le=256)
     """CPU threads of torch in one encoder process. One per process and more processes scale better than the reverse."""
 

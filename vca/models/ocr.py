@@ -29,6 +29,7 @@ _STILL_LEVELS = 5  # of 255; compression noise moves the mean of a cell by 1 or 
 
 class OcrConfig(Config):
     kind: Literal["none", "rapidocr"] = "rapidocr"
+    """`rapidocr`: the packaged reader. `none`: off."""
     frames_per_minute: float = Field(6.0, ge=0.0, le=120.0)
     """Frames handed to the reader per minute of video. OCR is the dearest stage: 0.3 to 0.7 s a frame on one core."""
     height: int = Field(720, ge=64, le=2160)
@@ -36,6 +37,7 @@ class OcrConfig(Config):
     min_confidence: float = Field(0.6, ge=0.0, le=1.0)
     """Lines below this mean character probability are dropped."""
     threads: int = Field(1, ge=1, le=64)
+    """CPU threads of the reader, at most those of the machine."""
 
 
 def ocr_definition(config: OcrConfig) -> dict[str, Any] | None:

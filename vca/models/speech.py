@@ -44,9 +44,11 @@ class SpeechConfig(Config):
     """
 
     vad: Literal["none", "silero"] = "silero"
+    """Detector of speech; `none` switches off the recogniser too."""
     threshold: float = Field(0.25, gt=0.0, lt=1.0)
     """Speech starts at this probability and ends 0.15 below it."""
     min_speech_ms: int = Field(250, ge=0, le=10_000)
+    """Shorter speech is dropped."""
     min_silence_ms: int = Field(500, ge=0, le=10_000)
     """Shorter pauses belong to the speech around them."""
     pad_ms: int = Field(200, ge=0, le=2_000)
@@ -54,6 +56,7 @@ class SpeechConfig(Config):
     asr_model: str | None = None
     """A Whisper-type recogniser: a folder with safetensors weights or a hub id. None: no words, only activity."""
     asr_revision: str | None = None
+    """Branch, tag or commit of a hub id; pin a commit, or the identity of the features follows the hub."""
     asr_language: str | None = None
     """Language code such as `en`; None lets the model decide per chunk (one more encoder pass)."""
     asr_max_tokens: int = Field(224, ge=8, le=440)

@@ -41,7 +41,9 @@ class TextModelConfig(Config):
     max_tokens: int = Field(256, ge=4, le=32_768)
     """Longer texts are cut at the end; special tokens count."""
     batch_size: int = Field(64, ge=1, le=4096)
+    """Texts per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU where the worker sees one."""
 
 
 def text_definition(config: TextModelConfig, field: str = "encoders.text") -> dict[str, Any]:

@@ -71,11 +71,17 @@ class ZeroShotConfig(Config):
     """The numbers of the rule. They were fitted for all-MiniLM-L6-v2; refit `offset` first for another text model."""
 
     windows: WindowConfig = WindowConfig()
+    """How pieces of text become windows to be judged."""
     spans: SpanDecoding = SpanDecoding()
+    """How scores in time become events."""
     excess_weight: float = Field(default=2.1, gt=0.0)
+    """Weight of the similarity above that of ordinary sentences."""
     ordinary_weight: float = Field(default=0.6, ge=0.0)
+    """What resemblance to ordinary sentences takes off."""
     rival_weight: float = Field(default=0.9, ge=0.0)
+    """What the strongest other label of the task takes off."""
     offset: float = -6.8
+    """Added before the logistic function: lower is more cautious."""
     contrast_weight: float = Field(default=1.75, gt=0.0)
     """Sharpness of the softmax of single_label tasks, per unit of spread."""
     top_power: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -83,11 +89,13 @@ class ZeroShotConfig(Config):
     moment_tasks: tuple[str, ...] = ("moderation",)
     """Tasks in which a short moment decides; they use `moment_power`."""
     moment_power: float = Field(default=0.25, ge=0.0, le=1.0)
+    """`top_power` of `moment_tasks`."""
     text_only_tasks: tuple[str, ...] = ("sentiment",)
     """Tasks about what is said; frames have no vote in them."""
     attribute_context_s: float = Field(default=5.0, ge=0.0, le=600.0)
     """Text this close to an event may name its place and participants."""
     vision_temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the logits of frames; see `vision_offset`."""
     vision_offset: float = 0.0
     """`logistic(logit / vision_temperature + vision_offset)`; not fitted, see docs/zeroshot.md."""
 

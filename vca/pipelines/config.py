@@ -21,8 +21,9 @@ class PredictConfig(Config):
     text_model: TextModelConfig = TextModelConfig()
     """The pretrained language model that compares text with the labels."""
     zeroshot: ZeroShotConfig = ZeroShotConfig()
+    """The rule that turns similarities into scores; see docs/zeroshot.md."""
     thresholds: dict[str, float] = Field(default_factory=dict)
-    """Thresholds by `task.label` or `task`, over those of the taxonomy file."""
+    """Thresholds by `task.label` or `task`, each above 0 and below 1, over those of the taxonomy file."""
 
 
 class RunConfig(Config):
@@ -55,12 +56,15 @@ class ResourcesConfig(Config):
     readers: int | None = Field(None, ge=1)
     """Decoding slots, each with its own child process."""
     encoders: int | None = Field(None, ge=1)
+    """Encoder processes; each holds the models of `encoders`."""
     encoder_gpus: float = Field(0.0, ge=0.0)
     """GPUs for each encoder."""
     predictors: int | None = Field(None, ge=1)
+    """Tagger processes; each holds the text model."""
     predictor_gpus: float = Field(0.0, ge=0.0)
+    """GPUs for each predictor."""
     autoscaling: bool = False
-    """Resources the cluster does not have yet may be started for this run; do not refuse at the start."""
+    """Resources the cluster does not have yet may be started for this run; needs `readers` and `encoders`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,12 +75,15 @@ class ResourcesConfig(Config):
 
 class TrackingConfig(Config):
     enabled: bool = True
+    """Log the run to MLflow. A tracking server that fails never fails the run."""
     uri: str | None = None
     """MLflow tracking server or sqlite:///path; None is MLFLOW_TRACKING_URI."""
     experiment: str = Field("vca", min_length=1)
+    """MLflow experiment; made if it does not exist."""
     artifact_uri: str | None = None
     """Where a new experiment keeps its artifacts; None is the default of the tracking server."""
     timeout_s: float = Field(10.0, gt=0)
+    """Longest wait for the tracking server, seconds."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,17 +94,27 @@ class TrackingConfig(Config):
 
 class TagConfig(Config):
     archive: ArchiveConfig
+    """What to tag."""
     output: OutputConfig
+    """Where features and tables go. An output belongs to one archive."""
     taxonomy: str = "configs/taxonomy.yaml"
     """Path of the taxonomy file, relative to the working directory."""
     sampling: SamplingConfig = SamplingConfig()
+    """The time grid."""
     decode: DecodeConfig = DecodeConfig()
+    """How media are decoded, and the limits of the decoding child."""
     encoders: EncodersConfig = EncodersConfig()
+    """What is taken from picture, sound and text. A change makes a new feature set: the archive is decoded again."""
     predict: PredictConfig = PredictConfig()
+    """How features become tags. A change tags again from the stored features, without decoding."""
     run: RunConfig = RunConfig()
+    """Batch sizes, retries and the failure budget."""
     ray: RayConfig = RayConfig()
+    """Which Ray cluster does the work."""
     resources: ResourcesConfig = ResourcesConfig()
+    """How many workers of each kind."""
     tracking: TrackingConfig = TrackingConfig()
+    """The record of runs in MLflow."""
 
     @property
     def step_us(self) -> int:
