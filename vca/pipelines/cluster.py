@@ -146,7 +146,7 @@ def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slot
         fn_constructor_args=[settings],
         batch_size=None,
         batch_format="pyarrow",
-        concurrency=readers,
+        compute=_pool(readers),
         num_cpus=slots.reader_cpus,
     )
     dataset = dataset.map_batches(
@@ -154,7 +154,7 @@ def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slot
         fn_constructor_args=[encoders, settings.plan.step_us],
         batch_size=None,
         batch_format="pyarrow",
-        concurrency=encoder_count,
+        compute=_pool(encoder_count),
         num_cpus=slots.encoder_cpus,
         num_gpus=slots.encoder_gpus,
     )
@@ -168,11 +168,18 @@ def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterat
         fn_constructor_args=[settings],
         batch_size=None,
         batch_format="pyarrow",
-        concurrency=min(slots.predictors, len(groups)),
+        compute=_pool(min(slots.predictors, len(groups))),
         num_cpus=slots.predictor_cpus,
         num_gpus=slots.predictor_gpus,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _pool(size: int) -> Any:
+    """A fixed pool: loading models is dear, so no actor is given up while the graph runs. One task waits at each."""
+    import ray
+
+    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
 
 
 def _dataset(rows: pa.Table) -> Any:

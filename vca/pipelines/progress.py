@@ -32,6 +32,7 @@ class Progress:
         self._every_s, self._show = every_s, show
         self._started = self._last = time.monotonic()
         self._n_shown = 0
+        self._unsaid = False
         self._done_videos = self._done_bytes = self._media_us = self._failed = 0
 
     def add(self, videos: int, size_bytes: int = 0, media_us: int = 0, failed: int = 0) -> None:
@@ -39,14 +40,18 @@ class Progress:
         self._done_bytes += size_bytes
         self._media_us += media_us
         self._failed += failed
+        self._unsaid = True
         if time.monotonic() - self._last >= self._every_s:
             self._say()
 
     def close(self) -> None:
-        self._say()
+        """Say the last line, if something happened since the one before."""
+        if self._unsaid:
+            self._say()
 
     def _say(self) -> None:
         self._last = time.monotonic()
+        self._unsaid = False
         elapsed = self._last - self._started
         share = self._done_bytes / self._bytes if self._bytes else self._done_videos / max(1, self._videos)
         parts = [f"[{clock(elapsed)}] {self._stage} {self._done_videos}/{self._videos} videos"]

@@ -3,6 +3,7 @@
 import json
 import logging
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -419,7 +420,10 @@ class _Run:
             lines.append(f"failed     {n:>5}  {code}: {CODES[ErrorCode(code)].meaning}")
         rows = ", ".join(f"{name} {n}" for name, n in self.spool.rows.items() if n)
         lines.append(f"rows       {rows}")
-        lines.append(f"output     {self.job.output.uri_of('')}")
+        output = self.job.output.uri_of("")
+        lines.append(f"output     {output}")
+        lines.append(f"look at    vca status --output {shlex.quote(output)}")
+        lines.append(f'           vca query --output {shlex.quote(output)} "FROM video_categories WHERE selected"')
         return "\n".join(lines)
 
     def _show(self, line: str, metrics: dict[str, float], step: int) -> None:

@@ -36,7 +36,8 @@ class Tracker:
             return "off"
         if self.error is not None:
             return f"FAILED, tables are published all the same ({self.error})"
-        return f"run {self.run_id} in experiment {self._config.experiment}"
+        store = f"; mlflow ui --backend-store-uri {self._config.uri}" if self._config.uri else ""
+        return f"run {self.run_id} in experiment {self._config.experiment}{store}"
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log the resolved configuration, flattened to dotted names."""
