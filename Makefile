@@ -61,11 +61,11 @@ test: $(STAMP)  ## Unit, integration and golden tests
 	$(PYTEST) -m "not gpu" tests/unit tests/integration tests/golden
 
 .PHONY: unit
-unit: $(STAMP)  ## Fast tests without Ray
+unit: $(STAMP)  ## Fast tests in one process, without Ray
 	$(PYTEST) tests/unit
 
 .PHONY: integration
-integration: $(STAMP)  ## Tests with a local Ray cluster and an S3 server
+integration: $(STAMP)  ## Tests with processes, real models, a local Ray cluster and an S3 server
 	$(PYTEST) tests/integration
 
 .PHONY: faults

@@ -1,5 +1,6 @@
 """Publishing is all or nothing: readers see a run whole or not at all, wherever it stops."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,13 @@ def test_stop_at_every_step_then_recover(tmp_path: Path) -> None:
     """A run that dies at any change of the storage is invisible or whole, and the next night ends the same."""
     old, new = [("a", "r1"), ("b", "r1")], [("a", "r1"), ("b", "r2"), ("c", "r2")]
     seen = set()
+    first_night = str(tmp_path / "first")
+    run(Output(OutputConfig(uri=first_night)), open_output(first_night, StorageConfig()), "r1", ["a", "b"], tmp_path)
     for stop_before in range(100):
         root = tmp_path / str(stop_before)
         uri = str(root / "o")
+        shutil.copytree(first_night, uri)
         output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
-        run(output, reader, "r1", ["a", "b"], root / "w1")
         try:
             run(StoppingOutput(OutputConfig(uri=uri), stop_before), reader, "r2", ["b", "c"], root / "w2")
         except Stopped:

@@ -18,6 +18,8 @@ from vca.media import demo
 from vca.media.demo import CLIPS, DemoClip, demo_truth, make_demo_archive
 from vca.media.demo_render import PICTURES, SOUNDS, ScenePainter, synthesise
 
+pytestmark = pytest.mark.integration
+
 TRUTH = demo_truth()
 WHOLE = [clip for clip in TRUTH if clip.status is Status.TAGGED]
 

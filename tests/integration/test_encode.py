@@ -16,6 +16,8 @@ from vca.core.schemas import TextSource
 from vca.models.encode import EncodersConfig, SegmentEncoder, feature_definition
 from vca.models.vision import vision_needs
 
+pytestmark = pytest.mark.integration
+
 STEP_US = 500_000
 STEPS = 8
 START_US = 60_000_000

@@ -21,6 +21,8 @@ from vca.media.isolation import DecoderProcess, LocalSource, RangeSource
 from vca.media.read import ReadPlan
 from vca.media.wire import ArrayRef, GoneError, read_array, shared_file, write_arrays
 
+pytestmark = pytest.mark.integration
+
 PLAN = ReadPlan(step_us=500_000, frames_per_step=1, frame_size=32, audio=True, text=True, ocr_frames_per_minute=0.0)
 
 

@@ -16,6 +16,8 @@ from vca.core.schemas import TextSource
 from vca.core.timeline import Span, seconds_to_us
 from vca.models.speech import SAMPLE_RATE, SpeechConfig, SpeechReader, speech_definition
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def reader() -> SpeechReader:

@@ -17,6 +17,8 @@ from vca.core.errors import ConfigError
 from vca.models.text import TextModel, TextModelConfig, pool_states, resolve_model, text_definition
 from vca.models.weights import PACKAGED_MINILM_SHA256, sha256_file, weights_definition
 
+pytestmark = pytest.mark.integration
+
 TEXTS = [
     "A goalkeeper saves a penalty.",
     "",

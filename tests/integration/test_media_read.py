@@ -17,6 +17,8 @@ from vca.media.isolation import DecoderProcess, LocalSource
 from vca.media.probe import MediaInfo
 from vca.media.read import ReadPlan, Segment
 
+pytestmark = pytest.mark.integration
+
 PLAN = ReadPlan(500_000, 1, 32, audio=True, text=True, ocr_frames_per_minute=0.0)
 DENSE = replace(PLAN, step_us=100_000, frames_per_step=2)
 

@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vca.core.schemas import TextSource
 from vca.models.ocr import OcrConfig, TextLine, TextReader, ocr_definition, pieces_from_lines, same_text
 
+pytestmark = pytest.mark.integration
+
 Frames = npt.NDArray[np.uint8]
 TEN_S = 10_000_000
 
