@@ -99,6 +99,7 @@ _BESIDE_VIDEO = "SELECT t.* FROM all_{name} t SEMI JOIN videos v USING (video_id
 assert next(iter(TABLES)) == "videos", "the other views look at videos"
 
 
+@lru_cache(maxsize=len(TABLES))  # opening and closing a DuckDB costs more than a query
 def _empty(schema: pa.Schema) -> str:
     with closing(duckdb.connect()) as connection:
         relation = connection.from_arrow(schema.empty_table())
