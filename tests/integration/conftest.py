@@ -1,8 +1,16 @@
-"""One local Ray cluster for all integration tests."""
+"""One local Ray cluster for all integration tests, and one run over the real media for all that look at it."""
 
+import logging
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.media import MediaRun
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +27,28 @@ def ray_cluster() -> Iterator[None]:
             yield
         finally:
             cluster.disconnect(started)
+
+
+@pytest.fixture(scope="session")
+def media_tagged(media_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "MediaRun":
+    """The tagging job over the whole folder of real media, once: minutes of work."""
+    from tests.support.media import MediaRun
+    from tests.support.memory import peak_memory
+    from tests.support.runs import Job
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(self.format(record))
+
+    logged: list[str] = []
+    listener = Listener(logging.WARNING)
+    job = Job(str(media_dir), str(tmp_path_factory.mktemp("media") / "out"))
+    logging.getLogger().addHandler(listener)
+    try:
+        with peak_memory(os.getpid()) as peak:
+            started = time.monotonic()
+            exit_code = job.tag()
+            wall_s = time.monotonic() - started
+    finally:
+        logging.getLogger().removeHandler(listener)
+    return MediaRun(job, exit_code, "\n".join([job.text, *logged]), wall_s, peak)

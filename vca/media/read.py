@@ -6,7 +6,7 @@ after all.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -345,7 +345,8 @@ class _Job:
             ),
             audio=sound.samples if sound is not None and has_sound else None,
             audio_mask=audio_mask,
-            text=tuple(text),
+            # Subtitles cut from a longer film may name an end behind the end of this video.
+            text=tuple(replace(piece, end_us=min(piece.end_us, self._info.duration_us)) for piece in text),
             ocr_frames=ocr_frames,
             ocr_spans=ocr_spans,
             shots=pictures.shots() if pictures is not None and has_picture else (),

@@ -1,0 +1,20 @@
+"""A run over real media stays within the memory of a small machine."""
+
+import pytest
+
+from tests.support.media import MediaRun
+
+pytestmark = [pytest.mark.integration, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+LIMIT_BYTES = 6 << 30
+
+
+def test_the_whole_job_fits_into_six_gigabytes(media_tagged: MediaRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """Driver, Ray, two readers with their children and two encoders together, at the worst moment."""
+    sizes = media_tagged.peak.by_name or {}
+    with capsys.disabled():
+        print(f"\nmemory: {media_tagged.peak.bytes / 2**30:.2f} GiB at the peak")
+        for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:8]:
+            print(f"  {size / 2**20:6.0f} MiB  {name}")
+    assert any(name.startswith("ray::") for name in sizes), "the workers must be in the tree that was measured"
+    assert media_tagged.peak.bytes < LIMIT_BYTES
