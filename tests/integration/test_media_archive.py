@@ -121,7 +121,6 @@ def test_lengths_are_those_of_the_index(media_tagged: MediaRun, media_dir: Path)
 
 OTHER_COUNTS = {
     "torchcodec/nasa_13013.mp4": 390,  # the index counts the first stream, the tags come from the larger second one
-    "androidx-media/vp9/roadtrip-vp92-10bit.webm": 80,  # packets: 8 of them hold pictures that are never shown
     "androidx-media/mp4/sample_with_invalid_nalu.mp4": 30,  # packets: 4 of them do not decode strictly
 }
 

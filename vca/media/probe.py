@@ -145,8 +145,22 @@ def _count(media: Media, scan: _Scan, packet: "av.Packet[Any]", is_video: bool) 
         scan.extent_us = max(scan.extent_us, end_us)
         if is_video:
             scan.video_end_us = max(scan.video_end_us, end_us)
-    if is_video:
+    if is_video and not _never_shown(media, packet):
         scan.video_times.append(time_us if time_us is not None else -1)
+
+
+def _never_shown(media: Media, packet: "av.Packet[Any]") -> bool:
+    """A VP9 picture that others refer to, in a packet of its own. Muxers may join it with a shown one instead: such a
+    superframe ends in its index (VP9 bitstream specification 6.2 and annex B).
+    """
+    if not can_decode(media.video) or media.video.codec_context.name not in ("vp9", "libvpx-vp9"):
+        return False
+    data = memoryview(packet)
+    marker, profile = data[0] >> 6, (data[0] >> 5 & 1) | (data[0] >> 4 & 1) << 1
+    if marker != 2 or profile == 3 or data[-1] >> 5 == 6:
+        return False
+    show_existing_frame, show_frame = data[0] >> 3 & 1, data[0] >> 1 & 1
+    return not show_existing_frame and not show_frame
 
 
 def _first_picture(packet: "av.Packet[Any]") -> av.VideoFrame | None:
