@@ -1,0 +1,44 @@
+"""One local Ray cluster for the fault tests that do not kill the driver, and a small archive to tag."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import local_cluster
+from tests.support.runs import Job
+
+CLIPS = (
+    "school/lesson-07.mp4",  # the longest: the one whose reading is interrupted
+    "news/2026-03-01/weather.mkv",
+    "film/silent-1925.avi",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    with local_cluster():
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_archive(demo_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three good videos of the demo; read only."""
+    folder = tmp_path_factory.mktemp("small") / "archive"
+    for key in CLIPS:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(demo_archive / key, folder / key)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_archive: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The small archive tagged without any fault."""
+    job = Job(str(small_archive), str(tmp_path_factory.mktemp("undisturbed") / "out"), SETTINGS)
+    assert job.tag() == 0, job.text
+    return job
+
+
+SETTINGS = ("sampling.segment_s=120",)
+"""Each video is one segment: its one reading is either interrupted or not."""

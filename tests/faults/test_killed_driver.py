@@ -1,0 +1,127 @@
+"""The driver is killed at many points of a run: the next run ends with the tables of an undisturbed one."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.outcomes import assert_nothing_doubled, assert_nothing_left_over, assert_same_tables
+from tests.support.processes import family, wait_for
+from tests.support.runs import REPOSITORY, Job
+from vca.pipelines import run
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+VCA = str(Path(sys.executable).with_name("vca"))
+SEED = 7
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """Ray's sockets lie below it, and the path of a socket has at most 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="vca-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    """Finished files; a folder that comes and goes meanwhile is not an error."""
+    try:
+        return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def first_progress(out: Path, log: Path) -> bool:
+    return "] read" in log.read_text(encoding="utf-8")
+
+
+def features_written(out: Path, log: Path) -> bool:
+    return bool(files(out, "features/*/part-*.parquet"))
+
+
+def staging_begun(out: Path, log: Path) -> bool:
+    return bool(files(out, "staging/*/tables/*/*"))
+
+
+def intent_written(out: Path, log: Path) -> bool:
+    return bool(files(out, "staging/*/manifest.json")) or bool(files(out, "manifests/*.json"))
+
+
+def tagged(out: Path, log: Path) -> bool:
+    return "] tag" in log.read_text(encoding="utf-8")
+
+
+DELAY_S = random.Random(SEED).uniform(0.0, 0.5)
+POINTS: list[tuple[Callable[[Path, Path], bool], float]] = [
+    (first_progress, 0.0),
+    (features_written, 0.0),
+    (staging_begun, 0.0),
+    (intent_written, 0.0),
+    (tagged, DELAY_S),
+]
+
+
+@pytest.mark.parametrize(("reached", "delay_s"), POINTS, ids=lambda value: getattr(value, "__name__", None))
+def test_the_run_after_a_killed_driver_mends_everything(
+    small_archive: Path,
+    undisturbed: Job,
+    tmp_path: Path,
+    short_tmp: Path,
+    reached: Callable[[Path, Path], bool],
+    delay_s: float,
+) -> None:
+    """Equal tables, nothing doubled, no staging, no process left behind."""
+    # A part after every segment and a line after every video: the points follow each other closely.
+    settings = (*undisturbed.settings, "run.flush_s=0.001", "run.progress_s=0.001")
+    job = Job(str(small_archive), str(tmp_path / "out"), settings)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        driver = start_driver(job, short_tmp, file.fileno())
+        try:
+            wait_for(
+                lambda: reached(Path(job.output), log) or driver.poll() is not None, reached.__name__, limit_s=150.0
+            )
+            time.sleep(delay_s)
+            below = family(driver.pid)
+        finally:
+            driver.kill()
+            driver.wait()
+    if reached is not tagged:  # by then the driver may have ended by itself
+        assert driver.returncode == -signal.SIGKILL, log.read_text(encoding="utf-8")
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert alive == [], "the cluster of a killed driver ends with it"
+    assert reached(Path(job.output), log), log.read_text(encoding="utf-8")
+
+    assert job.tag() == run.EXIT_OK, job.text
+    assert_same_tables(job, undisturbed)
+    assert_nothing_doubled(job)
+    assert_nothing_left_over(job)
+    assert job.tag() == run.EXIT_OK
+    assert "nothing to do: all unchanged" in job.text
+
+
+def start_driver(job: Job, temporary: Path, output_fd: int) -> subprocess.Popen[bytes]:
+    """`vca tag` with its own local cluster, as a user starts it."""
+    config = job.config()
+    command = [VCA, "tag", "--config", str(REPOSITORY / "configs" / "local.yaml")]
+    settings = {
+        "archive.uri": config.archive.uri,
+        "output.uri": config.output.uri,
+        "taxonomy": config.taxonomy,
+        "tracking.enabled": "false",
+        "ray.num_cpus": "2",
+    } | dict(setting.split("=", 1) for setting in job.settings)
+    command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output_fd, stderr=subprocess.STDOUT)

@@ -1,0 +1,75 @@
+"""A process of the cluster is killed in the middle of a run: the run ends by itself, and only what was hit is lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.outcomes import assert_nothing_doubled, assert_nothing_left_over, assert_same_tables
+from tests.support.processes import DecoderAtWork, meanwhile, titled, wait_for
+from tests.support.runs import Job
+from vca.pipelines import run
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+TARGET = "school/lesson-07.mp4"
+
+
+@pytest.fixture
+def job(small_archive: Path, undisturbed: Job, tmp_path: Path) -> Job:
+    """A first run on the archive that `undisturbed` has tagged."""
+    return Job(str(small_archive), str(tmp_path / "out"), undisturbed.settings)
+
+
+def test_a_killed_decoder_costs_its_video_one_night(job: Job, undisturbed: Job) -> None:
+    """That video is quarantined as a crash and comes back next time; the others are tagged as ever."""
+
+    def kill_decoder() -> None:
+        at_work = DecoderAtWork(os.getpid(), Path(job.archive) / TARGET)
+        wait_for(at_work.caught, f"a decoder that reads {TARGET}").kill()
+
+    with meanwhile(kill_decoder):
+        assert job.tag() == run.EXIT_OK, job.text
+    assert job.query("SELECT key, error_code, will_retry, attempts FROM quarantine") == [
+        {"key": TARGET, "error_code": "decode_crash", "will_retry": True, "attempts": 1}
+    ]
+    assert "SIGKILL" in job.query("SELECT error_message AS m FROM quarantine")[0]["m"]
+    tagged = {row["key"] for row in job.query("SELECT key FROM videos WHERE status = 'tagged'")}
+    everything = {row["key"] for row in undisturbed.query("SELECT key FROM videos")}
+    assert tagged == everything - {TARGET}
+
+    assert job.tag() == run.EXIT_OK, job.text
+    newest = job.query("FROM runs ORDER BY run_id DESC LIMIT 1")[0]
+    assert (newest["tagged"], newest["unchanged"], newest["quarantined"]) == (1, len(tagged), 0)
+    assert job.query("SELECT attempts FROM videos WHERE key = ?".replace("?", f"'{TARGET}'")) == [{"attempts": 2}]
+    assert job.query("FROM quarantine") == []
+    assert_same_tables(job, undisturbed, apart_from=("videos",))  # `attempts` tells
+    assert_nothing_doubled(job)
+    assert_nothing_left_over(job)
+
+
+@pytest.mark.parametrize("stage", ["ReadStage", "EncodeStage", "PredictStage"])
+def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -> None:
+    """Ray starts another one and hands it the same work: every video is tagged in the same run, once."""
+
+    def kill_worker() -> None:
+        pid = os.getpid()
+        if stage == "PredictStage":
+            worker = wait_for(lambda: titled(pid, stage), f"a worker of {stage}")[0]
+        else:
+            child = wait_for(DecoderAtWork(pid, Path(job.archive) / TARGET).caught, f"a decoder that reads {TARGET}")
+            reader = child.parent()
+            assert reader is not None
+            worker = reader if stage == "ReadStage" else titled(pid, stage)[0]
+        struck.append(worker.cmdline()[0])
+        worker.kill()
+        if stage == "EncodeStage":
+            child.resume()
+
+    struck: list[str] = []
+    with meanwhile(kill_worker):
+        assert job.tag() == run.EXIT_OK, job.text
+    assert stage in struck[0]
+    assert_same_tables(job, undisturbed)
+    assert_nothing_doubled(job)
+    assert_nothing_left_over(job)
