@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vca.core.errors import PublishError
 from vca.core.schemas import FEATURES
 from vca.media.output import Output, OutputConfig
 from vca.pipelines.features import FeatureStore, FeatureWriter, decode_steps, encode_steps, join_segments
@@ -80,11 +81,13 @@ def test_a_video_is_complete_only_with_all_its_segments(store: FeatureStore) -> 
     writer.flush()
     writer.add(segment("whole", 1, 2, 1_000_000, 1_500_000))
     writer.flush()
-    index = store.index()
-    assert index.equals(pa.concat_tables(writer.written))
+    index = store.index({"whole": "f", "half": "f"})
+    written = pa.concat_tables(writer.written)
+    order = [(name, "ascending") for name in index.column_names]
+    assert index.sort_by(order).equals(written.sort_by(order))
     complete = complete_videos(index)
-    assert set(complete) == {("whole", "f")}
-    assert len(complete["whole", "f"]) == 2, "its two parts are named"
+    assert set(complete) == {"whole"}
+    assert len(complete["whole"].parts) == 2, "its two parts are named"
     groups = group_by_part(complete).to_pylist()
     assert [video["video_id"] for group in groups for video in group["videos"]] == ["whole"]
 
@@ -104,6 +107,27 @@ def test_duplicates_from_retries_are_harmless(store: FeatureStore) -> None:
     assert video.duration_us == 1_500_000
     np.testing.assert_array_equal(video.steps[:, 0], [0, 500_000, 1_000_000])
     assert video.audio is None
+
+
+def test_two_cuts_of_one_content_do_not_mix(store: FeatureStore) -> None:
+    """Another probe may find another length: the cut that is complete counts, not a mixture of both."""
+    writer = FeatureWriter(store, "run", 1 << 30, 1e9)
+    for index in (0, 1, 3):
+        writer.add(segment("v", index, 4, index * 500_000, (index + 1) * 500_000, 4.0))
+    for index in (0, 1, 2):
+        writer.add(segment("v", index, 3, index * 500_000, (index + 1) * 500_000, 3.0))
+    writer.add(segment("other", 0, 1, 0, 500_000))
+    writer.flush()
+    complete = complete_videos(store.index({"v": "f", "other": "another content"}))
+    assert set(complete) == {"v"}
+    assert complete["v"].n_segments == 3
+
+
+def test_a_damaged_part_is_named(store: FeatureStore) -> None:
+    """The way out of a damaged store is in the message."""
+    store.output.write_bytes(f"{store.folder}/part-x.parquet", b"PAR1 not really")
+    with pytest.raises(PublishError, match=r"part-x\.parquet is damaged.*delete it"):
+        store.index({"v": "f"})
 
 
 def test_parts_are_written_by_size(store: FeatureStore) -> None:

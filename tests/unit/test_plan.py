@@ -86,7 +86,9 @@ class World:
         output = Output(OutputConfig(uri=str(self.out)))
         versions = {"feature_set": "features-1", "model_version": "model-1", "taxonomy_version": "taxonomy-1"}
         staged = stage_tables(spool, output, run_id, self.work)
-        publish(output, open_output(str(self.out), StorageConfig()), staged, run_id, NOW, versions, {})
+        reader = open_output(str(self.out), StorageConfig())
+        current = reader.current()
+        publish(output, reader, current.run_id if current else None, staged, run_id, NOW, versions, {})
 
 
 def runs_row(run_id: str, config: str) -> pa.Table:

@@ -17,6 +17,7 @@ from vca.pipelines.publish import Spool, publish, recover, stage_tables
 from vca.tables.manifest import OutputReader, open_output
 from vca.tables.query import query
 
+RUN_1, RUN_2, RUN_3 = (f"2026010{day}T020000Z-00000{day}" for day in (1, 2, 3))
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 VERSIONS = {"feature_set": "f", "model_version": "m", "taxonomy_version": "t"}
 
@@ -54,7 +55,9 @@ def run(output: Output, reader: OutputReader, run_id: str, videos: list[str], wo
     shots = [shot(v, run_id, i) for v in videos for i in (1, 0)]
     spool.add("shots", pa.Table.from_pylist(shots, schema=TABLES["shots"].schema))
     staged = stage_tables(spool, output, run_id, work)
-    publish(output, reader, staged, run_id, NOW, VERSIONS, {"tagged": len(videos)})
+    current = reader.current()
+    planned_on = current.run_id if current else None
+    publish(output, reader, planned_on, staged, run_id, NOW, VERSIONS, {"tagged": len(videos)})
 
 
 class Stopped(BaseException):
@@ -100,7 +103,7 @@ def visible(reader: OutputReader) -> list[tuple[str, str]]:
 def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
     """Files are sorted for pruning and the manifest says what is in them."""
     output, reader = Output(OutputConfig(uri=str(tmp_path / "o"))), open_output(str(tmp_path / "o"), StorageConfig())
-    run(output, reader, "r1", ["b", "a"], tmp_path / "w")
+    run(output, reader, RUN_1, ["b", "a"], tmp_path / "w")
     manifest = reader.current()
     assert manifest is not None
     assert (manifest.tables["videos"].rows, manifest.tables["shots"].rows) == (2, 4)
@@ -113,17 +116,17 @@ def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
 
 def test_stop_at_every_step_then_recover(tmp_path: Path) -> None:
     """A run that dies at any change of the storage is invisible or whole, and the next night ends the same."""
-    old, new = [("a", "r1"), ("b", "r1")], [("a", "r1"), ("b", "r2"), ("c", "r2")]
+    old, new = [("a", RUN_1), ("b", RUN_1)], [("a", RUN_1), ("b", RUN_2), ("c", RUN_2)]
     seen = set()
     first_night = str(tmp_path / "first")
-    run(Output(OutputConfig(uri=first_night)), open_output(first_night, StorageConfig()), "r1", ["a", "b"], tmp_path)
+    run(Output(OutputConfig(uri=first_night)), open_output(first_night, StorageConfig()), RUN_1, ["a", "b"], tmp_path)
     for stop_before in range(100):
         root = tmp_path / str(stop_before)
         uri = str(root / "o")
         shutil.copytree(first_night, uri)
         output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
         try:
-            run(StoppingOutput(OutputConfig(uri=uri), stop_before), reader, "r2", ["b", "c"], root / "w2")
+            run(StoppingOutput(OutputConfig(uri=uri), stop_before), reader, RUN_2, ["b", "c"], root / "w2")
         except Stopped:
             pass
         else:
@@ -134,8 +137,8 @@ def test_stop_at_every_step_then_recover(tmp_path: Path) -> None:
         seen.add(("recovered", visible(reader) == new))
         assert output.list("staging") == []
         if visible(reader) == old:
-            run(output, reader, "r3", ["b", "c"], root / "w3")
-            assert visible(reader) == [("a", "r1"), ("b", "r3"), ("c", "r3")]
+            run(output, reader, RUN_3, ["b", "c"], root / "w3")
+            assert visible(reader) == [("a", RUN_1), ("b", RUN_3), ("c", RUN_3)]
         else:
             assert visible(reader) == new
     assert stop_before >= 8, "the sweep went through staging, moves, both manifests and the clean-up"
@@ -146,17 +149,37 @@ def test_published_files_are_never_touched_again(tmp_path: Path) -> None:
     """A path under tables/ only ever holds published rows, and a later run adds files beside them."""
     uri = str(tmp_path / "o")
     output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
-    run(output, reader, "r1", ["a"], tmp_path / "w1")
+    run(output, reader, RUN_1, ["a"], tmp_path / "w1")
     before = {f: Path(f).read_bytes() for f in reader.files("videos")}
-    run(output, reader, "r2", ["a"], tmp_path / "w2")
+    run(output, reader, RUN_2, ["a"], tmp_path / "w2")
     assert {f: Path(f).read_bytes() for f in before} == before
-    assert visible(reader) == [("a", "r2")]
+    assert visible(reader) == [("a", RUN_2)]
 
 
 def test_doubled_video_is_refused(tmp_path: Path) -> None:
     """Two rows for one video in one run are a bug that must not reach the tables."""
     spool = Spool(tmp_path)
-    rows = [video("a", "r1"), video("a", "r1")]
+    rows = [video("a", RUN_1), video("a", RUN_1)]
     spool.add("videos", pa.Table.from_pylist(rows, schema=TABLES["videos"].schema))
     with pytest.raises(PublishError, match="a has 2 rows"):
-        stage_tables(spool, Output(OutputConfig(uri=str(tmp_path / "o"))), "r1", tmp_path)
+        stage_tables(spool, Output(OutputConfig(uri=str(tmp_path / "o"))), RUN_1, tmp_path)
+
+
+def test_a_stale_plan_is_not_published(tmp_path: Path) -> None:
+    """Two runs at once: the second to finish was planned on tables that have changed, so it publishes nothing."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    run(output, reader, RUN_1, ["a"], tmp_path / "w1")
+    with pytest.raises(PublishError, match="was published meanwhile"):
+        publish(output, reader, None, {name: [] for name in TABLES}, RUN_2, NOW, VERSIONS, {})
+    assert visible(reader) == [("a", RUN_1)]
+
+
+def test_recovery_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    """An output may lie beside other things: only folders that carry the name of a run are cleaned."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    output.write_bytes("staging/holiday/film.mp4", b"video")
+    output.write_bytes(f"staging/{RUN_1}/tables/part", b"left by a killed run")
+    recover(output, reader)
+    assert output.list("staging") == ["staging/holiday/film.mp4"]

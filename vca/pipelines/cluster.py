@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vca.core.errors import ConfigError
+from vca.core.errors import ConfigError, PublishError
 from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
 from vca.pipelines.stages import EncodeStage, ReadSettings, ReadStage
@@ -23,6 +24,10 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors trip a warning of Ray's core in every run
 }
 """Set where the user has not: nothing phones home, and the log belongs to the job."""
+
+
+RETRIES = {"max_restarts": 20, "max_task_retries": 5}
+"""Ray Data's own default is for ever: a segment that kills its worker each time would hold up the night without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ def connect(config: RayConfig) -> bool:
         try:
             with _native_stderr_filtered():
                 ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"ray.address = {address!r}: {first}; start the cluster with `ray start --head` or unset the address"
@@ -121,7 +126,8 @@ def work_out_slots(config: ResourcesConfig) -> Slots:
     on_gpu = config.encoder_gpus > 0
     encoders = config.encoders or (max(1, int(gpus / config.encoder_gpus)) if on_gpu else max(1, cpus))
     readers = config.readers or max(1, cpus)
-    predictors = config.predictors or max(1, cpus)
+    predictor_on_gpu = config.predictor_gpus > 0
+    predictors = config.predictors or max(1, int(gpus / config.predictor_gpus) if predictor_on_gpu else cpus)
     share = 0.45 if not on_gpu else 0.8  # the rest is room for Ray's own small tasks
     scale = min(1.0, cpus / max(readers, encoders, 1)) if cpus else 1.0
     return Slots(
@@ -148,17 +154,19 @@ def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slot
         batch_format="pyarrow",
         compute=_pool(readers),
         num_cpus=slots.reader_cpus,
+        **RETRIES,
     )
     dataset = dataset.map_batches(
         EncodeStage,
-        fn_constructor_args=[encoders, settings.plan.step_us],
+        fn_constructor_args=[encoders, settings.plan.step_us, slots.encoder_gpus],
         batch_size=None,
         batch_format="pyarrow",
         compute=_pool(encoder_count),
         num_cpus=slots.encoder_cpus,
+        **RETRIES,
         num_gpus=slots.encoder_gpus,
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    yield from _rows(dataset)
 
 
 def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterator[pa.Table]:
@@ -170,9 +178,24 @@ def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterat
         batch_format="pyarrow",
         compute=_pool(min(slots.predictors, len(groups))),
         num_cpus=slots.predictor_cpus,
+        **RETRIES,
         num_gpus=slots.predictor_gpus,
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    yield from _rows(dataset)
+
+
+def _rows(dataset: Any) -> Iterator[pa.Table]:
+    """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not inside Ray's report."""
+    from ray.exceptions import RayError
+
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    except RayError as error:
+        for kind in (ConfigError, PublishError):
+            found = re.search(rf"{kind.__module__}\.{kind.__name__}: (.+)", str(error))
+            if found is not None:
+                raise kind(found[1].strip()) from error
+        raise
 
 
 def _pool(size: int) -> Any:

@@ -1,5 +1,6 @@
 """The configuration of the tagging job: sections owned by the rooms, put together here, read from one YAML file."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -68,8 +69,8 @@ class ResourcesConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.autoscaling and (self.readers is None or self.encoders is None):
-            raise ValueError("autoscaling needs resources.readers and resources.encoders: they cannot be worked out")
+        if self.autoscaling and None in (self.readers, self.encoders, self.predictors):
+            raise ValueError("autoscaling needs readers, encoders and predictors: they cannot be worked out")
         return self
 
 
@@ -87,8 +88,11 @@ class TrackingConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.uri is not None and "@" in self.uri:
-            raise ValueError("uri holds credentials; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        for name, value in (("uri", self.uri), ("artifact_uri", self.artifact_uri)):
+            if value is not None and re.search(r"//[^/]*@|[?&](user|password|token|key|secret)=", value, re.IGNORECASE):
+                raise ValueError(
+                    f"{name} holds credentials; put them into the environment, for example MLFLOW_TRACKING_TOKEN"
+                )
         return self
 
 
@@ -115,6 +119,19 @@ class TagConfig(Config):
     """How many workers of each kind."""
     tracking: TrackingConfig = TrackingConfig()
     """The record of runs in MLflow."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        encoder_gpus, predictor_gpus = self.resources.encoder_gpus, self.resources.predictor_gpus
+        for field, device, share, gpus in (
+            ("encoders.vision", self.encoders.vision.device, "encoder_gpus", encoder_gpus),
+            ("encoders.audio", self.encoders.audio.device, "encoder_gpus", encoder_gpus),
+            ("encoders.speech", self.encoders.speech.device, "encoder_gpus", encoder_gpus),
+            ("predict.text_model", self.predict.text_model.device, "predictor_gpus", predictor_gpus),
+        ):
+            if device == "cuda" and gpus == 0:
+                raise ValueError(f"{field}.device is cuda, but resources.{share} is 0; set it to 1 or a share of 1")
+        return self
 
     @property
     def step_us(self) -> int:

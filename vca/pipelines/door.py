@@ -9,6 +9,8 @@ from vca.core.config import apply_overrides, parse_yaml
 from vca.core.errors import ConfigError, VcaError
 from vca.tables.manifest import OutputReader, open_output
 
+EXIT_INTERRUPTED = 130
+
 
 def run_tag(config_path: str, overrides: Sequence[str], dry: bool) -> int:
     """`vca tag` and `python -m jobs.tag`."""
@@ -24,6 +26,12 @@ def run_tag(config_path: str, overrides: Sequence[str], dry: bool) -> int:
         return run.tag(config, say=_say)
     except VcaError as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("vca: stopped; nothing published, the features decoded so far are kept\n")
+        return EXIT_INTERRUPTED
+    except Exception:  # the last resort: code 1 would claim that the tables are published
+        logging.getLogger(__name__).exception("a defect of vca stopped the run; nothing published")
+        return run.EXIT_NOT_PUBLISHED
 
 
 def run_plan(config_path: str, overrides: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ are few and large; a part appears whole or not at all.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vca.core.errors import ConfigError
+from vca.core.errors import ConfigError, PublishError, one_line
 from vca.core.records import TextPiece, VideoFeatures
 from vca.core.schemas import FEATURES, STEP_FEATURES
 from vca.core.timeline import Span, step_spans
@@ -78,27 +78,43 @@ class FeatureStore:
     def parts(self) -> list[str]:
         return [name for name in self.output.list(self.folder) if name.endswith(".parquet")]
 
-    def index(self) -> pa.Table:
-        """The keys of all stored segments (schema `INDEX`); reads four narrow columns of every part."""
+    def index(self, fingerprints: Mapping[str, str]) -> pa.Table:
+        """Where the segments of these contents (video_id to fingerprint) lie, schema `INDEX`, oldest part first.
+
+        Reads four narrow columns of every part. Raises `PublishError` for a part that is damaged.
+        """
+        wanted = pa.table(
+            {"video_id": list(fingerprints), "fingerprint": list(fingerprints.values())},
+            schema=pa.schema([("video_id", pa.string()), ("fingerprint", pa.string())]),
+        )
         tables = [INDEX.empty_table()]
         for part in self.parts():
-            with self.output.filesystem.open(self.output.path(part), "rb") as file:
-                keys = pq.read_table(file, columns=INDEX.names[:-1])
+            keys = self._read_part(part, columns=INDEX.names[:-1])
+            keys = keys.join(wanted, ["video_id", "fingerprint"], join_type="inner")
             tables.append(keys.append_column("part", pa.array([part] * len(keys), pa.string())).cast(INDEX))
         return pa.concat_tables(tables)
 
     def read(self, parts: Iterable[str], video_ids: Iterable[str]) -> pa.Table:
         """The rows of some videos (schema `FEATURES`)."""
         wanted = pa.array(list(video_ids), pa.string())
-        tables = [FEATURES.empty_table()]
-        for part in parts:
+        found = [self._read_part(part, filters=pc.field("video_id").isin(wanted)).cast(FEATURES) for part in parts]
+        return pa.concat_tables([FEATURES.empty_table(), *found])
+
+    def _read_part(self, part: str, **options: Any) -> pa.Table:
+        try:
             with self.output.filesystem.open(self.output.path(part), "rb") as file:
-                tables.append(pq.read_table(file, filters=pc.field("video_id").isin(wanted)).cast(FEATURES))
-        return pa.concat_tables(tables)
+                return pq.read_table(file, **options)
+        except pa.ArrowException as error:
+            raise PublishError(
+                f"output: {part} is damaged ({one_line(str(error))}); delete it, its videos are decoded again"
+            ) from error
 
 
 class FeatureWriter:
-    """Buffers rows on the driver and writes parts by size and by age. `index` knows what is safely stored."""
+    """Buffers rows on the driver and writes parts by size and by age, looked at whenever a row comes.
+
+    `written` knows what is safely stored (tables of schema `INDEX`).
+    """
 
     def __init__(self, store: FeatureStore, run_id: str, part_bytes: int, flush_s: float) -> None:
         self._store = store
@@ -109,7 +125,7 @@ class FeatureWriter:
         self._buffered_bytes = 0
         self._oldest = 0.0
         self._n_parts = 0
-        self.written: list[pa.Table] = []  # INDEX tables
+        self.written: list[pa.Table] = []
 
     def add(self, rows: pa.Table) -> None:
         if not self._buffer:

@@ -52,6 +52,7 @@ PLAN = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("first_failed_at", pa.timestamp("us", tz="UTC")),
+        pa.field("has_tags", pa.bool_(), nullable=False),  # this very content was tagged by an earlier run
     ]
 )
 """One row per media object of the archive, and per published video that is no longer there."""
@@ -64,6 +65,9 @@ class Versions:
     feature_set: str
     model_version: str
     taxonomy_version: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in ("feature_set", "model_version", "taxonomy_version")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +124,7 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
         decided = connection.sql(
             _DECIDE,
-            params={
-                "feature_set": versions.feature_set,
-                "model_version": versions.model_version,
-                "taxonomy_version": versions.taxonomy_version,
-                "max_attempts": max_attempts,
-            },
+            params=versions.as_dict() | {"max_attempts": max_attempts},
         )
         with pq.ParquetWriter(target, PLAN) as writer:
             for batch in decided.to_arrow_reader(BATCH_ROWS):
@@ -205,7 +204,7 @@ _JOIN_SIDECARS = """
 CREATE TABLE sidecars AS
 WITH candidates AS (
     SELECT key, version, size_bytes, unnest(stems) AS stem, generate_subscripts(stems, 1) AS position
-    FROM listing WHERE kind = 'sidecar'
+    FROM listing WHERE kind = 'sidecar' AND plain
 ), matches AS (
     SELECT c.*, m.video_id FROM candidates c
     JOIN (SELECT video_id, stems[1] AS stem FROM listing WHERE kind = 'media' AND plain) m USING (stem)
@@ -253,7 +252,9 @@ def _register_published(connection: duckdb.DuckDBPyConnection, published: Output
         """
         CREATE VIEW prior AS
         SELECT v.video_id, v.key, v.fingerprint, v.status, v.attempts, v.feature_set, v.model_version,
-               v.taxonomy_version, v.size_bytes, q.will_retry, q.first_failed_at
+               v.taxonomy_version, v.size_bytes, q.will_retry, q.first_failed_at,
+               EXISTS (SELECT 1 FROM videos t WHERE t.video_id = v.video_id AND t.fingerprint = v.fingerprint
+                       AND t.status IN ('tagged', 'partial')) AS has_tags
         FROM (SELECT * FROM all_videos QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY run_id DESC) = 1) v
         LEFT JOIN all_quarantine q ON q.video_id = v.video_id AND q.run_id = v.run_id
         """
@@ -261,6 +262,7 @@ def _register_published(connection: duckdb.DuckDBPyConnection, published: Output
 
 
 _REFUSED = str(ErrorCode.BAD_KEY)
+WAITING = "in quarantine until the file changes"
 _NOT_KNOWN_BEFORE = {(str(Action.DECODE), "new"), (str(Action.REFUSE), _REFUSED)}
 _DECIDE = f"""
 WITH decided AS (
@@ -279,24 +281,27 @@ WITH decided AS (
                 CASE WHEN c.plain THEN ['{Action.DECODE}', 'changed'] ELSE ['{Action.REFUSE}', '{_REFUSED}'] END
             WHEN p.status = '{Status.QUARANTINED}' THEN
                 CASE WHEN p.will_retry AND p.attempts < $max_attempts THEN ['{Action.DECODE}', 'retry after a failure']
-                     ELSE ['{Action.SKIP}', 'in quarantine until the file changes'] END
-            WHEN p.status = '{Status.DEFERRED}' THEN ['{Action.DECODE}', 'deferred by an earlier run']
+                     ELSE ['{Action.SKIP}', '{WAITING}'] END
+            WHEN p.status = '{Status.DEFERRED}' THEN
+                CASE WHEN p.attempts < $max_attempts THEN ['{Action.DECODE}', 'deferred by an earlier run']
+                     ELSE ['{Action.SKIP}', 'keeps its older tags: {WAITING}'] END
             WHEN p.feature_set <> $feature_set THEN ['{Action.DECODE}', 'other features wanted']
             WHEN p.model_version <> $model_version THEN ['{Action.RETAG}', 'tagged by another model']
             WHEN p.taxonomy_version <> $taxonomy_version THEN ['{Action.RETAG}', 'tagged with another taxonomy']
             ELSE ['{Action.SKIP}', 'unchanged']
         END AS decision,
-        CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.attempts ELSE 0 END
-            AS attempts,
+        CASE WHEN p.fingerprint = c.fingerprint AND p.status IN ('{Status.QUARANTINED}', '{Status.DEFERRED}')
+             THEN p.attempts ELSE 0 END AS attempts,
         CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.first_failed_at END
-            AS first_failed_at
+            AS first_failed_at,
+        coalesce(p.fingerprint = c.fingerprint AND p.has_tags, false) AS has_tags
     FROM current c FULL OUTER JOIN prior p ON c.video_id = p.video_id
     WHERE c.video_id IS NOT NULL OR (p.status <> '{Status.GONE}' AND NOT EXISTS (
         SELECT 1 FROM unreadable u WHERE u.prefix <> '' AND starts_with(p.key, u.prefix)
     ))
 )
 SELECT video_id, key, size_bytes, version, fingerprint, sidecars, decision[1] AS action, decision[2] AS reason,
-       CAST(attempts AS INTEGER) AS attempts, first_failed_at
+       CAST(attempts AS INTEGER) AS attempts, first_failed_at, has_tags
 FROM decided ORDER BY size_bytes DESC, key
 """  # noqa: S608  only constants of this program are pasted in
 """Largest first: the longest work starts earliest, so no straggler holds up the end of a run."""

@@ -3,10 +3,10 @@
 Nothing here knows Ray: `PredictStage` is a callable over Arrow tables.
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,36 +15,52 @@ import pyarrow.compute as pc
 
 from vca.core import identity
 from vca.core.records import BoolArray, Evidence, FloatArray, Prediction, VideoFeatures
-from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, TEXT_PIECE, Status
+from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, TEXT_PIECE
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import us_to_seconds
-from vca.media.output import Output, OutputConfig
+from vca.media.output import Output
 from vca.models.text import TextModel, TextModelConfig, text_definition
 from vca.models.vision import VisionConfig, image_text_tower, vision_definition
 from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger, zeroshot_version
 from vca.pipelines.features import Dims, FeatureStore, join_segments
 
-VIDEO = pa.struct([pa.field("video_id", pa.string()), pa.field("fingerprint", pa.string())])
+VIDEO = pa.struct([("video_id", pa.string()), ("fingerprint", pa.string()), ("n_segments", pa.int32())])
 GROUPS = pa.schema([pa.field("parts", pa.list_(pa.string())), pa.field("videos", pa.list_(VIDEO))])
 GROUP_VIDEOS = 64
 
 
-def complete_videos(index: pa.Table) -> dict[tuple[str, str], list[str]]:
-    """(video_id, fingerprint) of every video whose segments are all stored, with the parts that hold them."""
-    segments: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    expected: dict[tuple[str, str], int] = {}
+@dataclass(frozen=True, slots=True)
+class StoredVideo:
+    """A video whose segments are all in the feature store."""
+
+    fingerprint: str
+    n_segments: int
+    parts: tuple[str, ...]
+
+
+def complete_videos(index: pa.Table) -> dict[str, StoredVideo]:
+    """The videos of an index whose segments are all stored, by id.
+
+    `index` holds one fingerprint per video. Two cuts of one content into segments may lie in the store (another probe
+    found another length): the cut that was completed last counts.
+    """
+    found: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
+    complete: dict[str, StoredVideo] = {}
     for row in index.to_pylist():
-        video = (row["video_id"], row["fingerprint"])
-        segments[video][row["segment_index"]] = row["part"]
-        expected[video] = row["n_segments"]
-    return {video: sorted(set(found.values())) for video, found in segments.items() if len(found) == expected[video]}
+        video_id, fingerprint, n_segments = row["video_id"], row["fingerprint"], row["n_segments"]
+        segments = found[video_id, fingerprint, n_segments]
+        segments[row["segment_index"]] = row["part"]
+        if len(segments) == n_segments:
+            complete[video_id] = StoredVideo(fingerprint, n_segments, tuple(sorted(set(segments.values()))))
+    return complete
 
 
-def group_by_part(videos: dict[tuple[str, str], list[str]]) -> pa.Table:
+def group_by_part(videos: dict[str, StoredVideo]) -> pa.Table:
     """Tasks for `PredictStage` (schema `GROUPS`): videos that share parts go together, so a part is read few times."""
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
-    for (video_id, fingerprint), parts in videos.items():
-        groups[tuple(parts)].append({"video_id": video_id, "fingerprint": fingerprint})
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for video_id, stored in videos.items():
+        member = {"video_id": video_id, "fingerprint": stored.fingerprint, "n_segments": stored.n_segments}
+        groups[stored.parts].append(member)
     rows = [
         {"parts": list(parts), "videos": members[i : i + GROUP_VIDEOS]}
         for parts, members in sorted(groups.items())
@@ -99,19 +115,20 @@ PREDICTIONS = pa.schema(
         pa.field("embedding", pa.list_(pa.float32())),
     ]
 )
-"""One row per tagged video; `flatten` cuts it into rows of the tables."""
+"""One row per tagged video; `child_tables` cuts it into rows of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictSettings:
     """Everything a predictor needs; travels to the workers."""
 
-    output: OutputConfig
+    output: Output
     feature_set: str
     taxonomy: Taxonomy
     text_model: TextModelConfig
     vision: VisionConfig
     zeroshot: ZeroShotConfig
+    gpus: float
 
 
 def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision: VisionConfig, step_us: int) -> str:
@@ -125,11 +142,18 @@ def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision:
     return f"{ALGORITHM}-{version[:12]}"
 
 
+def hide_gpus() -> None:
+    """Keep models off GPUs that this worker was not given; `device: auto` would take any it can see."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class PredictStage:
     """Reads the features of a group of videos and tags each of them."""
 
     def __init__(self, settings: PredictSettings) -> None:
-        self._store = FeatureStore(Output(settings.output), settings.feature_set)
+        if settings.gpus == 0:
+            hide_gpus()
+        self._store = FeatureStore(settings.output, settings.feature_set)
         text_model = TextModel(settings.text_model, "predict.text_model")
         image_text = image_text_tower(settings.vision)
         self._tagger = ZeroShotTagger(settings.taxonomy, settings.zeroshot, text_model, image_text)
@@ -140,13 +164,14 @@ class PredictStage:
         for group in groups.to_pylist():
             rows = self._store.read(group["parts"], [video["video_id"] for video in group["videos"]])
             for video in group["videos"]:
-                mine = rows.filter(
-                    pc.and_(
-                        pc.equal(rows.column("video_id"), video["video_id"]),
-                        pc.equal(rows.column("fingerprint"), video["fingerprint"]),
-                    )
-                )
-                yield pa.Table.from_pylist([self._predict(mine)], schema=PREDICTIONS)
+                mine = rows
+                for name, value in video.items():
+                    mine = mine.filter(pc.equal(mine.column(name), value))
+                try:
+                    row = self._predict(mine)
+                except Exception as error:
+                    raise RuntimeError(f"video {video['video_id']} of {group['parts']}: {error!r}") from error
+                yield pa.Table.from_pylist([row], schema=PREDICTIONS)
 
     def _predict(self, rows: pa.Table) -> dict[str, Any]:
         video = join_segments(rows)
@@ -243,17 +268,6 @@ def _evidence(evidence: Evidence) -> dict[str, float]:
     return {"vision": evidence.vision, "audio": evidence.audio, "text": evidence.text}
 
 
-@dataclass(frozen=True, slots=True)
-class RowContext:
-    """What every row of a run shares."""
-
-    run_id: str
-    started_at: datetime
-    feature_set: str
-    model_version: str
-    taxonomy_version: str
-
-
 def child_tables(predictions: pa.Table, run_id: str) -> dict[str, pa.Table]:
     """Rows of the tables that hang on a video, cut out of `PREDICTIONS` rows; schemas are those of `TABLES`."""
     tables = {
@@ -300,40 +314,3 @@ def _numbered(table: pa.Table) -> pa.Table:
     parents = np.asarray(table.column("parent"))
     starts = np.searchsorted(parents, parents, side="left") if len(parents) else parents
     return table.append_column("shot_index", pa.array((np.arange(len(parents)) - starts).astype(np.int32), pa.int32()))
-
-
-def video_row(plan_row: dict[str, Any], uri: str, status: Status, context: RowContext) -> dict[str, Any]:
-    """A row of `videos` with what is known without decoding; the rest stays null."""
-    row: dict[str, Any] = dict.fromkeys(TABLES["videos"].schema.names)
-    return row | {
-        "video_id": plan_row["video_id"],
-        "key": plan_row["key"],
-        "run_id": context.run_id,
-        "uri": uri,
-        "fingerprint": plan_row["fingerprint"],
-        "status": str(status),
-        "attempts": plan_row["attempts"],
-        "size_bytes": plan_row["size_bytes"],
-        "feature_set": context.feature_set,
-        "model_version": context.model_version,
-        "taxonomy_version": context.taxonomy_version,
-        "tagged_at": context.started_at,
-    }
-
-
-def media_columns(media: dict[str, Any], coverage_us: int, sources: Sequence[str]) -> dict[str, Any]:
-    """Columns of `videos` that come from the probe and the reading."""
-    codecs = [c for c in (media["video_codec"], media["audio_codec"]) if c]
-    return {
-        "duration_s": us_to_seconds(media["duration_us"]),
-        "coverage_s": us_to_seconds(coverage_us),
-        "width": media["width"],
-        "height": media["height"],
-        "fps": media["fps"],
-        "n_frames": media["n_frames"],
-        "container": media["container"],
-        "codecs": "+".join(codecs) or None,
-        "has_video": media["has_video"],
-        "has_audio": media["has_audio"],
-        "text_sources": sorted(set(sources)),
-    }

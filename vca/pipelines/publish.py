@@ -7,10 +7,12 @@ all.
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -32,9 +34,11 @@ from vca.tables.manifest import (
 
 log = logging.getLogger(__name__)
 
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 FILE_ROWS = 4_000_000
 ROW_GROUP_ROWS = 128_000
 SPOOL_BYTES = 32 << 20
+LOOSE_ROWS = 1000
 
 
 class Spool:
@@ -45,19 +49,36 @@ class Spool:
         self._buffers: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._bytes = dict.fromkeys(TABLES, 0)
         self._files: dict[str, list[Path]] = {name: [] for name in TABLES}
+        self._loose: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         self.rows = dict.fromkeys(TABLES, 0)
+
+    def add_row(self, name: str, row: dict[str, Any]) -> None:
+        """One row; gathered first, since a table of one row costs kilobytes."""
+        self._loose[name].append(row)
+        self.rows[name] += 1
+        if len(self._loose[name]) >= LOOSE_ROWS:
+            self._gather(name)
+
+    def _gather(self, name: str) -> None:
+        if self._loose[name]:
+            self._buffer(name, pa.Table.from_pylist(self._loose[name], schema=TABLES[name].schema))
+            self._loose[name] = []
 
     def add(self, name: str, rows: pa.Table) -> None:
         if len(rows) == 0:
             return
         assert rows.schema.equals(TABLES[name].schema), f"rows for {name} do not have its schema"
+        self.rows[name] += len(rows)
+        self._buffer(name, rows)
+
+    def _buffer(self, name: str, rows: pa.Table) -> None:
         self._buffers[name].append(rows)
         self._bytes[name] += rows.nbytes
-        self.rows[name] += len(rows)
         if self._bytes[name] > SPOOL_BYTES:
             self._flush(name)
 
     def files(self, name: str) -> list[str]:
+        self._gather(name)
         self._flush(name)
         return [str(path) for path in self._files[name]]
 
@@ -153,14 +174,21 @@ def _chunks(batches: Iterator[pa.Table]) -> Iterator[Iterator[pa.Table]]:
 def publish(
     output: Output,
     published: OutputReader,
+    planned_on: str | None,
     staged: dict[str, list[ManifestFile]],
     run_id: str,
     created_at: datetime,
     versions: dict[str, str],
     counts: dict[str, int],
 ) -> Manifest:
-    """Make a staged run the current one. Raises `PublishError`; until the last step the tables are as before."""
+    """Make a staged run the current one. Raises `PublishError`; until the last step the tables are as before.
+
+    `planned_on` is the run that was current when this one was planned: if another was published meanwhile, the plan is
+    stale and its counts are wrong.
+    """
     parent = published.current()
+    if (parent.run_id if parent else None) != planned_on:
+        raise PublishError(f"run {parent.run_id if parent else None} was published meanwhile; run again")
     tables = {}
     for name in TABLES:
         files = [*(parent.tables[name].files if parent and name in parent.tables else ()), *staged[name]]
@@ -197,7 +225,10 @@ def _finish(output: Output, manifest: Manifest) -> None:
                     )
     output.write_bytes(manifest_path(manifest.run_id), manifest.to_json().encode())
     output.write_bytes(CURRENT, Pointer.to(manifest.run_id).to_json().encode())
-    output.delete_tree(f"staging/{manifest.run_id}")
+    try:
+        output.delete_tree(f"staging/{manifest.run_id}")
+    except OSError as error:
+        log.warning("staging of run %s could not be removed, the next run tries again: %s", manifest.run_id, error)
 
 
 def recover(output: Output, published: OutputReader) -> str | None:
@@ -207,7 +238,9 @@ def recover(output: Output, published: OutputReader) -> str | None:
     """
     finished = None
     current = published.current()
-    for run_id in sorted({name.split("/")[1] for name in output.list("staging") if name.count("/") >= 2}):
+    # Only folders that carry the name of a run are ours: somebody's output may hold other things.
+    folders = {name.split("/")[1] for name in output.list("staging") if name.count("/") >= 2}
+    for run_id in sorted(folder for folder in folders if RUN_ID.fullmatch(folder)):
         if output.exists(_intent(run_id)) and (current is None or run_id > current.run_id):
             _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id)))
             finished = run_id

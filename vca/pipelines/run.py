@@ -1,4 +1,4 @@
-"""The tagging job: pre-flight, plan, read and encode, predict, publish, account (design sections 1 and 7)."""
+"""The tagging job: pre-flight, recovery, plan, read and encode, predict, publish (design sections 1 and 7)."""
 
 import json
 import logging
@@ -21,32 +21,24 @@ import pyarrow.compute as pc
 
 from vca import __version__
 from vca.core import identity
-from vca.core.errors import CODES, ErrorCode, PublishError
-from vca.core.schemas import FEATURES, TABLES, Status
+from vca.core.errors import ConfigError, ErrorCode, PublishError, one_line
+from vca.core.schemas import FEATURES, TABLES
+from vca.core.storage import is_s3
 from vca.core.taxonomy import Taxonomy
-from vca.core.timeline import segment_spans, us_to_seconds
+from vca.core.timeline import us_to_seconds
 from vca.media.output import Output
 from vca.media.read import ReadPlan
+from vca.media.s3 import storage_exceptions
 from vca.media.storage import Archive
 from vca.models.encode import feature_definition
-from vca.models.ocr import OcrConfig
 from vca.models.vision import vision_needs
 from vca.pipelines import cluster
+from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.config import TagConfig, read_taxonomy
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
 from vca.pipelines.plan import Action, Plan, Versions, make_plan
-from vca.pipelines.predict import (
-    PredictSettings,
-    RowContext,
-    child_tables,
-    complete_videos,
-    conform,
-    group_by_part,
-    media_columns,
-    model_version,
-    video_row,
-)
-from vca.pipelines.progress import Progress, hours
+from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
+from vca.pipelines.progress import Progress
 from vca.pipelines.publish import Spool, publish, recover, stage_tables
 from vca.pipelines.stages import TASKS, ReadSettings
 from vca.pipelines.tracking import Tracker
@@ -56,10 +48,13 @@ log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_OVER_BUDGET, EXIT_CONFIG, EXIT_NOT_PUBLISHED = 0, 1, 2, 3
 
+READER_VERSION = 1
+"""Raised when the reading of media changes what features are made of, so that archives are read again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A checked job: everything that can be refused has been looked at, nothing has been written."""
+    """A checked job: everything that can be refused without a cluster has been looked at, nothing has been written."""
 
     config: TagConfig
     taxonomy: Taxonomy
@@ -71,24 +66,31 @@ class Job:
 
     @property
     def read_settings(self) -> ReadSettings:
-        return ReadSettings(self.config.archive, self.config.sampling, self.config.decode, read_plan(self.config))
+        config = self.config
+        return ReadSettings(self.archive, config.sampling, config.decode, read_plan(config), config.run.max_attempts)
 
     @property
     def predict_settings(self) -> PredictSettings:
         return PredictSettings(
-            output=self.config.output,
+            output=self.output,
             feature_set=self.versions.feature_set,
             taxonomy=self.taxonomy,
             text_model=self.config.predict.text_model,
-            vision=self.config.encoders.vision,
+            # The text side of the vision model runs where the predictors do, which may have no GPU.
+            vision=self.config.encoders.vision.model_copy(update={"device": "auto"}),
             zeroshot=self.config.predict.zeroshot,
+            gpus=self.config.resources.predictor_gpus,
         )
+
+    def plan(self, work_dir: Path) -> Plan:
+        return make_plan(self.archive, self.published, self.versions, self.config.run.max_attempts, work_dir)
 
 
 def prepare(config: TagConfig) -> Job:
-    """Check configuration, taxonomy, models, archive and output. Raises `ConfigError`; writes nothing."""
+    """Check configuration, taxonomy, models and archive. Raises `ConfigError`; writes nothing."""
     taxonomy = read_taxonomy(config)
     definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
+    definition["reader"] = READER_VERSION
     versions = Versions(
         feature_set=identity.feature_set_id(definition),
         model_version=model_version(
@@ -97,17 +99,26 @@ def prepare(config: TagConfig) -> Job:
         taxonomy_version=taxonomy.version,
     )
     archive, output = Archive(config.archive), Output(config.output)
+    _refuse_overlap(config)
     archive.check()
-    output.check_writable()
-    return Job(
-        config, taxonomy, definition, versions, archive, output, open_output(config.output.uri, config.output.storage)
-    )
+    published = open_output(config.output.uri, config.output.storage)
+    return Job(config, taxonomy, definition, versions, archive, output, published)
+
+
+def _refuse_overlap(config: TagConfig) -> None:
+    """The job cleans up in its output: an archive must not lie in there."""
+    uris = [config.archive.uri, config.output.uri]
+    archive, output = (u.rstrip("/") if is_s3(u) else str(Path(u).expanduser().absolute()) for u in uris)
+    if f"{archive}/".startswith(f"{output}/"):
+        raise ConfigError(
+            f"output.uri = {config.output.uri!r}: the archive {config.archive.uri!r} lies in it; choose another place"
+        )
 
 
 def read_plan(config: TagConfig) -> ReadPlan:
     """What the decoding child must deliver for these encoders."""
     needs = vision_needs(config.encoders.vision, config.step_us)
-    ocr: OcrConfig = config.encoders.ocr
+    ocr = config.encoders.ocr
     return ReadPlan(
         step_us=config.step_us,
         frames_per_step=needs.frames_per_step if needs else 0,
@@ -124,41 +135,62 @@ def plan_only(config: TagConfig) -> str:
     """What a run would do, as text. Writes nothing and starts no cluster."""
     job = prepare(config)
     with tempfile.TemporaryDirectory(prefix="vca-plan-") as folder:
-        plan = make_plan(job.archive, job.published, job.versions, config.run.max_attempts, Path(folder))
-        return plan.describe()
+        return job.plan(Path(folder)).describe()
+
+
+def dry_run(config: TagConfig) -> str:
+    """The resolved configuration and the plan, as text."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n" + plan_only(config)
 
 
 def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
-    """Run the job. Returns the exit code of design section 7; raises `VcaError` for codes 2 and 3."""
+    """Run the job. Returns exit code 0 or 1 of design section 7; raises `ConfigError` for 2, `PublishError` for 3."""
     started = time.monotonic()
     started_at = datetime.now(UTC)
     run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     job = prepare(config)
-    with tempfile.TemporaryDirectory(prefix="vca-run-") as folder:
+    job.output.check_writable()
+    with tempfile.TemporaryDirectory(prefix="vca-run-") as folder, _storage_failures_end_the_run(job):
         work_dir = Path(folder)
-        plan = make_plan(job.archive, job.published, job.versions, config.run.max_attempts, work_dir)
-        to_do = sum(plan.count(a) for a in (Action.DECODE, Action.RETAG))
-        with _cluster(job, to_do > 0) as slots:
-            finished = recover(job.output, job.published)
+        finished = recover(job.output, job.published)
+        plan = job.plan(work_dir)
+        with _cluster(job, plan) as slots:
             if finished is not None:
                 say(f"finished publishing run {finished}, which was stopped before its last step")
-                plan = make_plan(job.archive, job.published, job.versions, config.run.max_attempts, work_dir)
+            current = job.published.current()
+            if current is not None and run_id <= current.run_id:
+                raise ConfigError(f"the clock says {started_at:%F %T} UTC, before run {current.run_id}; set the clock")
             say(f"run {run_id}\n{plan.describe()}")
             tracker = Tracker(config.tracking, run_id)
             tracker.parameters(config.model_dump(mode="json"))
-            run = _Run(job, plan, slots, run_id, started_at, work_dir, tracker, say)
+            facts = RunFacts(run_id, started_at, job.versions, config.step_us, config.run.max_attempts)
+            account = Account(facts, plan, job.archive, Spool(work_dir))
+            run = _Run(job, slots, account, tracker, say, parent=current.run_id if current else None)
             try:
                 run.read_and_encode()
                 run.predict()
-                return run.publish(started)
+                return run.publish(work_dir, started)
             except BaseException as error:
                 tracker.fail(type(error).__name__)
                 raise
 
 
 @contextmanager
-def _cluster(job: Job, needed: bool) -> Iterator[cluster.Slots | None]:
-    if not needed:
+def _storage_failures_end_the_run(job: Job) -> Iterator[None]:
+    """A storage that fails while the driver writes or reads its own files is an expected failure: one line, code 3."""
+    try:
+        yield
+    except storage_exceptions() as error:
+        where = f"output.uri = {job.config.output.uri!r}"
+        raise PublishError(
+            f"{where}: {one_line(str(error))}; nothing is lost, run again when the storage works"
+        ) from error
+
+
+@contextmanager
+def _cluster(job: Job, plan: Plan) -> Iterator[cluster.Slots | None]:
+    """The Ray cluster, if there is work for one."""
+    if plan.count(Action.DECODE) + plan.count(Action.RETAG) == 0:
         yield None
         return
     started_here = cluster.connect(job.config.ray)
@@ -169,274 +201,159 @@ def _cluster(job: Job, needed: bool) -> Iterator[cluster.Slots | None]:
 
 
 class _Run:
-    """State of one run on the driver: what is stored, what failed, what each object's state is."""
+    """One run on the driver: what is stored, what is left to do."""
 
     def __init__(
         self,
         job: Job,
-        plan: Plan,
         slots: cluster.Slots | None,
-        run_id: str,
-        started_at: datetime,
-        work_dir: Path,
+        account: Account,
         tracker: Tracker,
         say: Callable[[str], None],
+        parent: str | None,
     ) -> None:
-        self.job, self.plan, self.slots = job, plan, slots
-        self.run_id, self.started_at, self.tracker, self.say = run_id, started_at, tracker, say
-        self.context = RowContext(run_id, started_at, **_versions(job))
+        self.job, self.slots, self.account, self.tracker, self.say = job, slots, account, tracker, say
+        self.parent = parent
         self.store = FeatureStore(job.output, job.versions.feature_set)
-        self.spool = Spool(work_dir)
-        self.work_dir = work_dir
-        self.states: Counter[Status] = Counter()
-        self.error_counts: Counter[str] = Counter()
-        self.failures: dict[str, dict[str, Any]] = {}  # video_id -> ENCODED row of a failed or vanished video
-        self.decode = {row["video_id"]: row for row in plan.rows(Action.DECODE).to_pylist()}
-        self.retag = {row["video_id"]: row for row in plan.rows(Action.RETAG).to_pylist()}
-        self.ready: dict[tuple[str, str], list[str]] = {}  # complete videos -> parts of the store
+        self.decode = {row["video_id"]: row for row in account.plan.rows(Action.DECODE).to_pylist()}
+        self.retag = {row["video_id"]: row for row in account.plan.rows(Action.RETAG).to_pylist()}
+        self.ready: dict[str, StoredVideo] = {}
+        self.failures: dict[str, dict[str, Any]] = {}  # video_id -> ENCODED row of its first failure
         self.decoded_us = 0
+        self.worker_s = {"read": 0.0, "encode": 0.0}
 
     def read_and_encode(self) -> None:
         """Decode what the store does not hold yet, in waves, and store the features as they come."""
-        if not self.decode and not self.retag:
+        wanted = {v: row["fingerprint"] for v, row in (self.decode | self.retag).items()}
+        if not wanted:
             return
         run = self.job.config.run
-        wanted = {(v, row["fingerprint"]) for v, row in (*self.decode.items(), *self.retag.items())}
-        index = self.store.index()
-        stored = {(r["video_id"], r["fingerprint"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
-        self.ready = {video: parts for video, parts in complete_videos(index).items() if video in wanted}
-        for video_id, row in self.retag.items():
-            # Tags without features: somebody deleted the store. Decode again.
-            if (video_id, row["fingerprint"]) not in self.ready:
-                self.decode[video_id] = row
-        tasks = [row for v, row in self.decode.items() if (v, row["fingerprint"]) not in self.ready]
+        index = self.store.index(wanted)
+        stored = {(r["video_id"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
+        self.ready = complete_videos(index)
+        # A video to tag again whose features somebody deleted is decoded again.
+        self.decode |= {v: row for v, row in self.retag.items() if v not in self.ready}
+        tasks = [row for v, row in self.decode.items() if v not in self.ready]
         if not tasks:
             return
-        assert self.slots is not None
-        writer = FeatureWriter(self.store, self.run_id, run.part_mb << 20, run.flush_s)
+        writer = FeatureWriter(self.store, self.account.facts.run_id, run.part_mb << 20, run.flush_s)
         progress = Progress("read", len(tasks), sum(r["size_bytes"] for r in tasks), run.progress_s, self._show)
-        for first in range(0, len(tasks), run.wave_videos):
-            wave = [row | {"media": None, "segment_index": None} for row in tasks[first : first + run.wave_videos]]
-            while wave:
-                wave = self._read_wave(wave, writer, progress, stored)
-            writer.flush()
+        try:
+            for first in range(0, len(tasks), run.wave_videos):
+                wave = [row | {"media": None, "segment_index": None} for row in tasks[first : first + run.wave_videos]]
+                while wave:
+                    wave = self._read_wave(wave, writer, progress, stored)
+        finally:
+            writer.flush()  # whatever ends the run, what is decoded stays decoded
         progress.close()
-        index = pa.concat_tables([index, *writer.written])
-        self.ready = {video: parts for video, parts in complete_videos(index).items() if video in wanted}
+        self.ready = complete_videos(pa.concat_tables([index, *writer.written]))
 
     def _read_wave(
-        self, wave: list[dict[str, Any]], writer: FeatureWriter, progress: Progress, stored: set[tuple[Any, ...]]
+        self, wave: list[dict[str, Any]], writer: FeatureWriter, progress: Progress, stored: set[tuple[str, int, int]]
     ) -> list[dict[str, Any]]:
         """Run one wave of tasks; returns the segments of long videos that it found out about."""
-        assert self.slots is not None
+        assert self.slots is not None, "tasks without a cluster"
         segments: list[dict[str, Any]] = []
-        left: Counter[str] = Counter(task["video_id"] for task in wave)
+        left = Counter(task["video_id"] for task in wave)
         by_id = {task["video_id"]: task for task in wave}
         table = pa.Table.from_pylist([{n: t[n] for n in TASKS.names} for t in wave], schema=TASKS)
         for rows in cluster.read_and_encode(table, self.job.read_settings, self.job.config.encoders, self.slots):
-            good = rows.filter(pc.equal(rows.column("outcome"), "read"))
-            if len(good):
-                if not writer.written:
-                    first = good.slice(0, 1).to_pylist()[0]
-                    self.store.describe(self.job.definition, Dims(first["vision_dim"], first["audio_dim"]))
-                writer.add(good.select(FEATURES.names))
+            self._store(rows, writer)
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
-                task = by_id[row["video_id"]]
-                left[row["video_id"]] -= 1
+                video_id, task = row["video_id"], by_id[row["video_id"]]
+                left[video_id] -= 1
+                for stage in ("read", "encode"):
+                    self.worker_s[stage] += row[f"{stage}_s"] or 0.0
+                n_segments = row["n_segments"] or 1
                 if row["outcome"] == "probed":
-                    spans = segment_spans(row["media"]["duration_us"], self.job.config.segment_us)
-                    found = [
-                        task | {"media": row["media"], "segment_index": i}
-                        for i in range(len(spans))
-                        if (row["video_id"], row["fingerprint"], i, len(spans)) not in stored
-                    ]
-                    segments += found
+                    todo = [i for i in range(n_segments) if (video_id, i, n_segments) not in stored]
+                    segments += [task | {"media": row["media"], "segment_index": i} for i in todo]
+                    progress.add(videos=0, size_bytes=task["size_bytes"] * (n_segments - len(todo)) // n_segments)
                     continue
-                if row["outcome"] == "failed":
-                    self.failures.setdefault(row["video_id"], row)
-                else:
-                    self.decoded_us += row["coverage_us"]
-                share = task["size_bytes"] / max(1, row["n_segments"] or 1)
+                first_failure = row["outcome"] == "failed" and video_id not in self.failures
+                if first_failure:
+                    self.failures[video_id] = row
+                self.decoded_us += row["coverage_us"] or 0
                 progress.add(
-                    videos=int(left[row["video_id"]] == 0),
-                    size_bytes=int(share),
+                    videos=int(left[video_id] == 0),
+                    size_bytes=task["size_bytes"] // n_segments,
                     media_us=row["coverage_us"] or 0,
-                    failed=int(row["outcome"] == "failed"),
+                    failed=int(first_failure),
                 )
         return segments
 
+    def _store(self, rows: pa.Table, writer: FeatureWriter) -> None:
+        good = rows.filter(pc.equal(rows.column("outcome"), "read"))
+        if len(good) == 0:
+            return
+        if not writer.written:
+            dims = Dims(good.column("vision_dim")[0].as_py(), good.column("audio_dim")[0].as_py())
+            self.store.describe(self.job.definition, dims)
+        writer.add(good.select(FEATURES.names))
+
     def predict(self) -> None:
-        """Tag every complete video of this run from the feature store and spool the rows."""
-        wanted = self.decode | self.retag
-        videos = {video: parts for video, parts in self.ready.items() if video[0] not in self.failures}
+        """Tag every complete video of this run from the feature store and put every object into the books."""
+        plan_rows = self.decode | self.retag
+        videos = {v: stored for v, stored in self.ready.items() if v not in self.failures}
         if videos:
-            assert self.slots is not None
+            assert self.slots is not None, "videos to tag without a cluster"
             progress = Progress("tag", len(videos), 0, self.job.config.run.progress_s, self._show)
             for predictions in cluster.predict(group_by_part(videos), self.job.predict_settings, self.slots):
-                self._take(predictions, wanted)
+                self.account.predicted(predictions, plan_rows)
                 progress.add(videos=len(predictions))
             progress.close()
-        for video_id, row in self.failures.items():
-            self._take_failure(wanted[video_id], row["stage"], row["error_code"], row["error_message"], row["media"])
-        for plan_row in self.plan.rows(Action.REFUSE).to_pylist():
-            code = ErrorCode.BAD_KEY
-            self._take_failure(plan_row, "list", str(code), CODES[code].meaning, None)
-        for plan_row in self.plan.rows(Action.GONE).to_pylist():
-            self._add_video(plan_row, Status.GONE, {})
-        self.states[Status.UNCHANGED] += self.plan.count(Action.SKIP)
+        for video_id, plan_row in plan_rows.items():
+            if video_id in self.failures:
+                row = self.failures[video_id]
+                self.account.failed(plan_row, row["stage"], row["error_code"], row["error_message"], row["media"])
+            elif video_id not in videos:
+                message = "the feature store does not hold all segments of this video"
+                self.account.failed(plan_row, "read", str(ErrorCode.STORAGE_ERROR), message, None)
+        self.account.planned_states()
 
-    def _take(self, predictions: pa.Table, wanted: dict[str, dict[str, Any]]) -> None:
-        keep = []
-        for row in predictions.select(
-            ["video_id", "media", "coverage_us", "error_code", "error_message", "text"]
-        ).to_pylist():
-            plan_row = wanted[row["video_id"]]
-            keep.append(row["coverage_us"] > 0)
-            if row["coverage_us"] == 0:
-                code = row["error_code"] or str(ErrorCode.NO_FRAMES)
-                message = row["error_message"] or CODES[ErrorCode(code)].meaning
-                self._take_failure(plan_row, "read", code, message, row["media"])
-                continue
-            missing_us = row["media"]["duration_us"] - row["coverage_us"]
-            damaged = row["error_code"] is not None or missing_us >= self.job.config.step_us
-            status = Status.PARTIAL if damaged else Status.TAGGED
-            sources = [piece["source"] for piece in row["text"]]
-            columns = media_columns(row["media"], row["coverage_us"], sources)
-            columns |= {"error_code": row["error_code"], "error_message": row["error_message"]}
-            self._add_video(plan_row | {"attempts": plan_row["attempts"] + 1}, status, columns)
-        for name, rows in child_tables(predictions.filter(pa.array(keep)), self.run_id).items():
-            self.spool.add(name, rows)
-
-    def _take_failure(
-        self, plan_row: dict[str, Any], stage: str, code: str, message: str, media: dict[str, Any] | None
-    ) -> None:
-        """A row in `videos` and one in `quarantine`; an object deleted since the listing is gone instead."""
-        if code == ErrorCode.OBJECT_MISSING:
-            self._add_video(plan_row, Status.GONE, {})
-            return
-        plan_row = plan_row | {"attempts": plan_row["attempts"] + 1}
-        columns = media_columns(media, 0, []) if media is not None else {}
-        self._add_video(plan_row, Status.QUARANTINED, columns | {"error_code": code, "error_message": message})
-        retry = CODES[ErrorCode(code)].transient and plan_row["attempts"] < self.job.config.run.max_attempts
-        quarantine = {name: plan_row.get(name) for name in TABLES["quarantine"].schema.names} | {
-            "run_id": self.run_id,
-            "uri": self.job.archive.uri_of(plan_row["key"]),
-            "stage": stage,
-            "error_code": code,
-            "error_message": message,
-            "first_failed_at": plan_row["first_failed_at"] or self.started_at,
-            "last_failed_at": self.started_at,
-            "will_retry": retry,
-        }
-        self.spool.add("quarantine", pa.Table.from_pylist([quarantine], schema=TABLES["quarantine"].schema))
-        self.error_counts[code] += 1
-
-    def _add_video(self, plan_row: dict[str, Any], status: Status, columns: dict[str, Any]) -> None:
-        row = video_row(plan_row, self.job.archive.uri_of(plan_row["key"]), status, self.context) | columns
-        self.spool.add("videos", pa.Table.from_pylist([row], schema=TABLES["videos"].schema))
-        self.states[status] += 1
-
-    def publish(self, started: float) -> int:
+    def publish(self, work_dir: Path, started: float) -> int:
         """Check the balance, publish, report. Returns the exit code."""
-        counts = {str(status): self.states[status] for status in Status}
-        known = self.plan.listed + self.plan.count(Action.GONE)
-        if sum(counts.values()) != known:
-            raise PublishError(f"the run does not balance: {known} objects but {counts}; nothing published")
-        attempted = len(self.decode) + self.plan.count(Action.REFUSE)
+        account, output = self.account, self.job.output
+        facts, versions = account.facts, account.facts.versions.as_dict()
+        counts = account.counts()
+        attempted = len(self.decode) + account.plan.count(Action.REFUSE)
         over = counts["quarantined"] > self.job.config.run.failure_budget * attempted
         wall_s = time.monotonic() - started
-        self._add_run_row(counts, "over_budget" if over else "ok", wall_s)
-        staged = stage_tables(self.spool, self.job.output, self.run_id, self.work_dir)
+        more = {"code_version": code_version(), "mlflow_run_id": self.tracker.run_id}
+        account.add_run_row(counts, over, self.decoded_us, wall_s, self.job.config.model_dump_json(), more)
+        staged = stage_tables(account.spool, output, facts.run_id, work_dir)
         manifest = publish(
-            self.job.output,
-            self.job.published,
-            staged,
-            self.run_id,
-            self.started_at,
-            _versions(self.job),
-            counts,
+            output, self.job.published, self.parent, staged, facts.run_id, facts.started_at, versions, counts
         )
-        summary = self._summary(counts, over, time.monotonic() - started)
+        where = output.uri_of("")
+        summary = [
+            *account.summary(counts, over, self.decoded_us, time.monotonic() - started),
+            f"output     {where}",
+            f"look at    vca status --output {shlex.quote(where)}",
+            f'           vca query --output {shlex.quote(where)} "FROM video_categories WHERE selected"',
+        ]
         metrics = {f"videos_{name}": float(n) for name, n in counts.items()} | {
-            "listed": float(self.plan.listed),
+            "listed": float(account.plan.listed),
             "decoded_hours": us_to_seconds(self.decoded_us) / 3600,
             "wall_s": wall_s,
             "realtime_factor": us_to_seconds(self.decoded_us) / wall_s,
-            **{f"error_{code}": float(n) for code, n in self.error_counts.items()},
+            **{f"{stage}_worker_s": seconds for stage, seconds in self.worker_s.items()},
+            **{f"error_{code}": float(n) for code, n in account.error_counts.items()},
         }
-        self.tracker.finish(
-            metrics,
-            {"vca.run_id": self.run_id, "vca.code_version": code_version(), "vca.over_budget": str(over)}
-            | {f"vca.{name}": value for name, value in _versions(self.job).items()},
-            {
-                "config.json": self.job.config.model_dump_json(indent=2),
-                "manifest.json": manifest.to_json(),
-                "summary.txt": summary,
-            },
-            {name: self.job.output.uri_of(f"tables/{name}") for name in TABLES},
-        )
-        self.say(summary + f"\ntracking   {self.tracker.state}")
+        tags = {"run_id": facts.run_id, "code_version": more["code_version"], "over_budget": str(over), **versions}
+        artifacts = {
+            "config.json": self.job.config.model_dump_json(indent=2),
+            "manifest.json": manifest.to_json(),
+            "summary.txt": "\n".join(summary),
+        }
+        tables = {name: output.uri_of(f"tables/{name}") for name in TABLES}
+        self.tracker.finish(metrics, {f"vca.{name}": str(v) for name, v in tags.items()}, artifacts, tables)
+        self.say("\n".join(["", *summary, f"tracking   {self.tracker.state}"]))
         return EXIT_OVER_BUDGET if over else EXIT_OK
-
-    def _add_run_row(self, counts: dict[str, int], status: str, wall_s: float) -> None:
-        decoded_s = us_to_seconds(self.decoded_us)
-        row = {
-            "run_id": self.run_id,
-            "started_at": self.started_at,
-            "ended_at": datetime.now(UTC),
-            "status": status,
-            "listed": self.plan.listed,
-            **counts,
-            "ignored": self.plan.ignored,
-            "decoded_s": decoded_s,
-            "wall_s": wall_s,
-            "realtime_factor": decoded_s / wall_s,
-            "error_counts": [{"error_code": code, "count": n} for code, n in sorted(self.error_counts.items())],
-            **_versions(self.job),
-            "config": self.job.config.model_dump_json(),
-            "code_version": code_version(),
-            "mlflow_run_id": self.tracker.run_id,
-        }
-        self.spool.add("runs", conform(pa.Table.from_pylist([row], schema=TABLES["runs"].schema), "runs"))
-
-    def _summary(self, counts: dict[str, int], over: bool, wall_s: float) -> str:
-        waiting = self.plan.counts.get((str(Action.SKIP), "in quarantine until the file changes"), 0)
-        gone = self.plan.count(Action.GONE)
-        states = " + ".join(f"{n} {name}" for name, n in counts.items() if n) or "0"
-        decoded_s = us_to_seconds(self.decoded_us)
-        lines = [
-            "",
-            f"run        {self.run_id} published" + (" - OVER THE FAILURE BUDGET" if over else ""),
-            f"balance    {self.plan.listed} listed" + (f" + {gone} no longer listed" if gone else "") + f" = {states}",
-        ]
-        if waiting:
-            lines.append(f"           {waiting} of the unchanged wait in quarantine for a new version of the file")
-        lines.append(
-            f"media      {hours(decoded_s)} decoded in {wall_s:.0f} s ({decoded_s / wall_s:.1f} x real time)"
-            if self.decoded_us
-            else f"media      nothing decoded, {wall_s:.1f} s"
-        )
-        for code, n in self.error_counts.most_common(8):
-            lines.append(f"failed     {n:>5}  {code}: {CODES[ErrorCode(code)].meaning}")
-        rows = ", ".join(f"{name} {n}" for name, n in self.spool.rows.items() if n)
-        lines.append(f"rows       {rows}")
-        output = self.job.output.uri_of("")
-        lines.append(f"output     {output}")
-        lines.append(f"look at    vca status --output {shlex.quote(output)}")
-        lines.append(f'           vca query --output {shlex.quote(output)} "FROM video_categories WHERE selected"')
-        return "\n".join(lines)
 
     def _show(self, line: str, metrics: dict[str, float], step: int) -> None:
         self.say(line)
         self.tracker.progress(metrics, step)
-
-
-def _versions(job: Job) -> dict[str, str]:
-    return {
-        "feature_set": job.versions.feature_set,
-        "model_version": job.versions.model_version,
-        "taxonomy_version": job.versions.taxonomy_version,
-    }
 
 
 def code_version() -> str:
@@ -448,8 +365,3 @@ def code_version() -> str:
     command = [git, "-C", str(folder), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  no user input in it
     return f"{__version__}+{done.stdout.strip()}" if done.returncode == 0 else __version__
-
-
-def dry_run(config: TagConfig) -> str:
-    """The resolved configuration and the plan, as text."""
-    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n" + plan_only(config)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vca.core.errors import MediaError
+from vca.core.errors import CODES, ErrorCode, MediaError
 from vca.core.records import TextPiece
 from vca.core.schemas import FEATURES, MEDIA_INFO
 from vca.core.timeline import Span, segment_spans
@@ -22,11 +22,12 @@ from vca.media.decode_config import DecodeConfig, SamplingConfig
 from vca.media.isolation import DecoderProcess
 from vca.media.probe import MediaInfo
 from vca.media.read import ReadPlan, Segment
-from vca.media.storage import Archive, ArchiveConfig, sidecar_language
+from vca.media.storage import Archive, sidecar_language
 from vca.media.subtitles import parse_sidecar
 from vca.models.encode import EncodersConfig, SegmentEncoder
 from vca.pipelines.features import encode_steps
 from vca.pipelines.plan import SIDECAR
+from vca.pipelines.predict import hide_gpus
 
 TASKS = pa.schema(
     [
@@ -38,6 +39,7 @@ TASKS = pa.schema(
         pa.field("sidecars", pa.list_(SIDECAR)),
         pa.field("media", MEDIA_INFO),
         pa.field("segment_index", pa.int32()),
+        pa.field("attempts", pa.int32()),
     ]
 )
 """What to read: a video not probed yet (`media` null), or one segment of a probed one."""
@@ -75,10 +77,11 @@ SIDECAR_LIMIT_BYTES = 8 << 20
 class ReadSettings:
     """Everything a reading slot needs; travels to the workers."""
 
-    archive: ArchiveConfig
+    archive: Archive
     sampling: SamplingConfig
     decode: DecodeConfig
     plan: ReadPlan
+    max_attempts: int
 
 
 class ReadStage:
@@ -86,13 +89,17 @@ class ReadStage:
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
-        self._archive = Archive(settings.archive)
+        self._archive = settings.archive
+        self._archive.check()  # a node without the mount must not report its videos as missing
         self._decoder = DecoderProcess(settings.decode)
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
             started = time.monotonic()
-            row, segment = self._read(task)
+            try:
+                row, segment = self._read(task)
+            except Exception as error:
+                raise RuntimeError(f"{task['key']} segment {task['segment_index']}: {error!r}") from error
             row["read_s"] = time.monotonic() - started
             table = pa.Table.from_pylist([row], schema=READ)
             yield table if segment is None else _with_arrays(table, segment)
@@ -121,8 +128,11 @@ class ReadStage:
             failure = error.failure(stage)
             row |= {"stage": stage, "error_code": str(failure.code), "error_message": failure.message}
             # One lost segment must not cost the others: it becomes a stored row without coverage. A transient
-            # failure is not stored, so that the next run reads this segment again and only this one.
-            lost = task["segment_index"] is not None and not failure.transient
+            # failure is not stored, so that the next run reads this segment again and only this one; on the last
+            # try a segment that breaks the decoder is given up, so that the rest of the video gets its tags.
+            last_try = task["attempts"] + 1 >= self._settings.max_attempts and failure.code.startswith("decode_")
+            is_segment = task["segment_index"] is not None and "end_us" in row
+            lost = is_segment and (not failure.transient or last_try)
             return row | {"outcome": "read" if lost else "failed", "transient": failure.transient}, None
         return row | _segment_columns(segment, sidecar_text, notes) | {"outcome": "read", "stage": stage}, segment
 
@@ -142,11 +152,16 @@ class ReadStage:
         if not self._settings.plan.text:
             return pieces, notes
         for sidecar in task["sidecars"] or []:
-            data = self._archive.read_bytes(sidecar["key"], SIDECAR_LIMIT_BYTES)
             language = sidecar_language(task["key"], sidecar["key"])
             try:
+                data = self._archive.read_bytes(sidecar["key"], SIDECAR_LIMIT_BYTES)
                 found = parse_sidecar(data, sidecar["key"].rpartition("/")[2])
             except MediaError as error:
+                if error.code == ErrorCode.OBJECT_MISSING:
+                    message = f"sidecar {sidecar['key']} was deleted after the listing"
+                    raise MediaError(ErrorCode.OBJECT_CHANGED, message) from error
+                if CODES[error.code].transient:
+                    raise
                 notes.append(f"sidecar {sidecar['key']}: {error.message}")
                 continue
             pieces += [
@@ -198,12 +213,19 @@ def _bytes_cell(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 class EncodeStage:
     """Turns decoded segments into rows of the feature store. Rows without arrays pass through."""
 
-    def __init__(self, encoders: EncodersConfig, step_us: int) -> None:
+    def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float) -> None:
+        if gpus == 0:
+            hide_gpus()
         self._encoder = SegmentEncoder(encoders, step_us)
 
     def __call__(self, segments: pa.Table) -> Iterator[pa.Table]:
         for position in range(len(segments)):
-            yield self._encode(segments.slice(position, 1))
+            segment = segments.slice(position, 1)
+            try:
+                yield self._encode(segment)
+            except Exception as error:
+                where = segment.select(["key", "segment_index"]).to_pylist()[0]
+                raise RuntimeError(f"{where['key']} segment {where['segment_index']}: {error!r}") from error
 
     def _encode(self, segment: pa.Table) -> pa.Table:
         started = time.monotonic()

@@ -36,7 +36,8 @@ class Tracker:
             return "off"
         if self.error is not None:
             return f"FAILED, tables are published all the same ({self.error})"
-        store = f"; mlflow ui --backend-store-uri {self._config.uri}" if self._config.uri else ""
+        uri = self._config.uri or ""
+        store = f"; mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else ""
         return f"run {self.run_id} in experiment {self._config.experiment}{store}"
 
     def parameters(self, values: Mapping[str, Any]) -> None:
@@ -54,10 +55,11 @@ class Tracker:
         tables: Mapping[str, str],
     ) -> None:
         """Close the run: figures, text artifacts by file name, and the published tables as datasets (name to URI)."""
-        self._try("finish", lambda: self._finish(metrics, tags, artifacts, tables))
+        self._try("finish", lambda: self._finish(metrics, tags, artifacts, tables), last=True)
 
-    def _try(self, what: str, call: Callable[[], object]) -> None:
-        if not self._config.enabled or self.error is not None:
+    def _try(self, what: str, call: Callable[[], object], last: bool = False) -> None:
+        """After a failure only the closing call is tried once more: it holds what matters."""
+        if not self._config.enabled or (self.error is not None and not (last and self.run_id is not None)):
             return
         try:
             call()
@@ -88,7 +90,7 @@ class Tracker:
 
     def fail(self, reason: str) -> None:
         """Close the run as failed: nothing was published."""
-        self._try("fail", lambda: self._fail(reason))
+        self._try("fail", lambda: self._fail(reason), last=True)
 
     def _fail(self, reason: str) -> None:
         mlflow = self._mlflow()
