@@ -153,7 +153,8 @@ def _never_shown(media: Media, packet: "av.Packet[Any]") -> bool:
     """A VP9 picture that others refer to, in a packet of its own. Muxers may join it with a shown one instead: such a
     superframe ends in its index (VP9 bitstream specification 6.2 and annex B).
     """
-    if not can_decode(media.video) or media.video.codec_context.name not in ("vp9", "libvpx-vp9"):
+    video = media.video
+    if video is None or not can_decode(video) or video.codec_context.name not in ("vp9", "libvpx-vp9"):
         return False
     data = memoryview(packet)
     marker, profile = data[0] >> 6, (data[0] >> 5 & 1) | (data[0] >> 4 & 1) << 1
