@@ -179,6 +179,24 @@ def test_quarantine_retries_transient_failures_up_to_the_limit(world: World) -> 
     assert world.decisions()["broken.mp4"] == ("decode", "changed")
 
 
+def test_a_sidecar_with_an_unreadable_name_is_not_a_sidecar(world: World) -> None:
+    """Its escaped key cannot be opened; the video must not suffer for it."""
+    world.put("film.mp4")
+    world.put("film.\x01.srt", b"subtitles")
+    assert world.plan().rows(Action.DECODE).column("sidecars").to_pylist() == [[]]
+
+
+def test_older_tags_of_the_same_content_are_remembered(world: World) -> None:
+    """Only a video whose present content was tagged may be deferred instead of quarantined."""
+    world.put("a.mp4")
+    world.put("b.mp4")
+    assert not any(world.plan().rows(Action.DECODE).column("has_tags").to_pylist())
+    world.publish()
+    world.put("b.mp4", b"other bytes")
+    rows = world.plan(Versions("features-2", "model-1", "taxonomy-1")).rows(Action.DECODE).to_pylist()
+    assert {row["key"]: row["has_tags"] for row in rows} == {"a.mp4": True, "b.mp4": False}
+
+
 def test_a_deleted_video_that_comes_back_is_new(world: World) -> None:
     """Gone is a state, not a grave."""
     world.put("a.mp4")

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,44 +145,39 @@ def work_out_slots(config: ResourcesConfig) -> Slots:
 
 def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slots: Slots) -> Iterator[pa.Table]:
     """Stream `stages.TASKS` rows through decoding and encoding; yields `stages.ENCODED` rows as they are done."""
-    readers = min(slots.readers, len(tasks))
-    encoder_count = min(slots.encoders, len(tasks))
-    dataset = _dataset(tasks)
-    dataset = dataset.map_batches(
-        ReadStage,
-        fn_constructor_args=[settings],
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=_pool(readers),
-        num_cpus=slots.reader_cpus,
-        **RETRIES,
-    )
-    dataset = dataset.map_batches(
-        EncodeStage,
-        fn_constructor_args=[encoders, settings.plan.step_us, slots.encoder_gpus],
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=_pool(encoder_count),
-        num_cpus=slots.encoder_cpus,
-        **RETRIES,
-        num_gpus=slots.encoder_gpus,
-    )
-    yield from _rows(dataset)
+    dataset = _stage(_dataset(tasks), ReadStage, [settings], min(slots.readers, len(tasks)), slots.reader_cpus, 0)
+    arguments = [encoders, settings.plan.step_us, slots.encoder_gpus]
+    size = min(slots.encoders, len(tasks))
+    yield from _rows(_stage(dataset, EncodeStage, arguments, size, slots.encoder_cpus, slots.encoder_gpus))
 
 
 def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterator[pa.Table]:
     """Stream `predict.GROUPS` rows through the tagger; yields `predict.PREDICTIONS` rows."""
-    dataset = _dataset(groups).map_batches(
-        PredictStage,
-        fn_constructor_args=[settings],
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=_pool(min(slots.predictors, len(groups))),
-        num_cpus=slots.predictor_cpus,
-        **RETRIES,
-        num_gpus=slots.predictor_gpus,
-    )
-    yield from _rows(dataset)
+    size = min(slots.predictors, len(groups))
+    dataset = _dataset(groups)
+    yield from _rows(_stage(dataset, PredictStage, [settings], size, slots.predictor_cpus, slots.predictor_gpus))
+
+
+def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: float, gpus: float) -> Any:
+    """One stage as a fixed pool of actors: loading models is dear, so no actor is given up while the graph runs.
+
+    One task waits at each actor while another is worked on.
+    """
+    import ray
+
+    with warnings.catch_warnings():
+        # The only way to bound retries in Ray 2.60; it says that the arguments will move in 2.64.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return dataset.map_batches(
+            stage,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            **RETRIES,
+        )
 
 
 def _rows(dataset: Any) -> Iterator[pa.Table]:
@@ -196,13 +192,6 @@ def _rows(dataset: Any) -> Iterator[pa.Table]:
             if found is not None:
                 raise kind(found[1].strip()) from error
         raise
-
-
-def _pool(size: int) -> Any:
-    """A fixed pool: loading models is dear, so no actor is given up while the graph runs. One task waits at each."""
-    import ray
-
-    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
 
 
 def _dataset(rows: pa.Table) -> Any:
