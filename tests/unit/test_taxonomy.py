@@ -155,6 +155,7 @@ def _edit(path: str, value: Any) -> dict[str, Any]:
         ("tasks/0/kind", "multilabel", "kind"),
         ("tasks/0/labels", [], "labels"),
         ("tasks/0/labels/0/treshold", 0.4, "did you mean 'threshold'"),
+        ("tasks/0/labels/0/target_recall", 0.9, "unknown key"),
         ("tasks/0/attributes", {"place": {"labels": [{"name": "home", "description": "Home."}]}}, "kind span"),
         ("tasks", [small()["tasks"][0]] * 2, "topic is defined twice"),
     ],

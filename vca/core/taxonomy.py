@@ -34,7 +34,6 @@ class Label(Config):
     prompts: tuple[Text, ...] = ()
     parent: Name | None = None
     threshold: Score | None = None
-    target_recall: Score | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
