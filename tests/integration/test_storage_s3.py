@@ -475,7 +475,7 @@ def test_output_check_leaves_nothing(server: S3Server, output: Output) -> None:
         Output(OutputConfig(uri="s3://results", storage=storage)).check_writable()
 
 
-def test_output_round_trip(server: S3Server, output: Output, tmp_path: Path) -> None:
+def test_output_round_trip(server: S3Server, output: Output) -> None:
     """The same meaning as on a local disk: replace, list, exists, move, delete."""
     output.write_bytes("t/b.json", b"old")
     output.write_bytes("t/b.json", b"new")
@@ -489,11 +489,10 @@ def test_output_round_trip(server: S3Server, output: Output, tmp_path: Path) -> 
     assert output.exists("t/a")
     assert output.exists("t"), "although t-other comes first in key order"
     assert not output.exists("t/b")
-    local = tmp_path / "local.bin"
-    local.write_bytes(os.urandom(100_000))
-    output.copy_in(local, "staging/x")
+    data = os.urandom(100_000)
+    output.write_bytes("staging/x", data)
     output.move("staging/x", "t/b.json")
-    assert output.read_bytes("t/b.json") == local.read_bytes()
+    assert output.read_bytes("t/b.json") == data
     assert not output.exists("staging")
     for missing in (lambda: output.read_bytes("no"), lambda: output.move("no", "t/b.json")):
         with pytest.raises(FileNotFoundError, match="output: no such file: no"):
@@ -561,6 +560,48 @@ def test_output_failed_upload_is_an_os_error() -> None:
         with pytest.raises(OSError, match=r"output: access denied \(AccessDenied\): b"):
             output.write_bytes("b", b"")
     assert ("DELETE", "uploadId=u1") in seen
+
+
+@pytest.mark.parametrize("refused", ["POST", "PUT"])
+def test_output_failed_upload_inside_the_block(refused: str) -> None:
+    """A large file is uploaded while it is written: what fails there is one clean line too."""
+
+    def answer(method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        if method == "POST" and refused != "POST":
+            body = b"<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+            return Answer(200, body)
+        return Answer(204) if method == "DELETE" else error_answer(403, "AccessDenied", "secret")
+
+    reached = False
+    with faulty_server(answer) as address:
+        output = Output(OutputConfig(uri="s3://results/x", storage=StorageConfig(endpoint_url=address)))
+
+        def write() -> None:
+            nonlocal reached
+            with output.open_write("a") as file:
+                file.write(b"x" * (60 << 20))
+                reached = True
+
+        with pytest.raises(OSError, match=r"^output: access denied \(AccessDenied\): a$"):
+            write()
+    assert not reached, "the failure is that of the write, not of the end of the block"
+
+
+def test_has_tells_gone_from_unknown(server: S3Server) -> None:
+    """An object that is not there is gone; a refusal or a server that is away is no answer."""
+    server.put("films", "has/a b.mp4", b"x")
+    archive = archive_at(server, "s3://films/has")
+    assert archive.has("a b.mp4")
+    assert not archive.has("a")
+    with faulty_server(lambda *_: Answer(403)) as address:
+        refused = Archive(ArchiveConfig(uri="s3://films/has", storage=StorageConfig(endpoint_url=address)))
+        with pytest.raises(MediaError) as caught:
+            refused.has("a b.mp4")
+        assert caught.value.code == ErrorCode.ACCESS_DENIED
+    away = StorageConfig(endpoint_url=f"http://127.0.0.1:{free_port()}", max_attempts=1)
+    with pytest.raises(MediaError) as caught:
+        Archive(ArchiveConfig(uri="s3://films/has", storage=away)).has("a b.mp4")
+    assert caught.value.code == ErrorCode.STORAGE_ERROR
 
 
 def test_output_parquet_for_pyarrow_and_duckdb(server: S3Server, output: Output) -> None:

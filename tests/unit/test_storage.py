@@ -260,7 +260,7 @@ def test_large_listing_is_paged_in_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_links_and_special_files(tmp_path: Path) -> None:
-    """Circles of folders end, dead links and circles of links are told apart from files, a pipe is never opened."""
+    """Circles of folders end, links that lead nowhere are not media night after night, a pipe is never opened."""
     write(tmp_path, "real/a.mp4", b"abc")
     write(tmp_path.parent, f"{tmp_path.name}-outside/secret.mp4")
     (tmp_path / "real/again").symlink_to(tmp_path)
@@ -274,8 +274,8 @@ def test_links_and_special_files(tmp_path: Path) -> None:
         "real/a.mp4": "media",
         "real/again": "ignored",
         "link.mp4": "media",
-        "dead.mp4": "media",
-        "circle.mp4": "media",
+        "dead.mp4": "ignored",
+        "circle.mp4": "ignored",
         "out.mp4": "media",
         "pipe.mp4": "ignored",
     }
@@ -312,6 +312,53 @@ def test_unreadable_folder_is_counted_not_lost(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert len(listing(archive)) == 3
     assert archive.unreadable == [], "a second listing starts anew"
+
+
+def test_unreadable_folders_can_go_into_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder name that is no UTF-8 is named as the keys below it are, or no table could hold it."""
+    name = os.fsdecode(b"caf\xe9")
+    write(tmp_path, f"{name}/1.mp4")
+    (key,) = listing(archive_of(tmp_path))
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    archive = archive_of(tmp_path)
+    assert listing(archive) == {}
+    (prefix,) = archive.unreadable
+    assert key.startswith(pa.array([prefix], pa.string())[0].as_py())
+
+
+def test_has_tells_gone_from_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the disk says is not there is gone; a refusal, or an archive that is away, is no answer."""
+    write(tmp_path, "archive/a/1.mp4")
+    (tmp_path / "archive/dead.mp4").symlink_to("nowhere.mp4")
+    archive = archive_of(tmp_path / "archive")
+    assert archive.has("a/1.mp4")
+    assert archive.has("dead.mp4")
+    assert not archive.has("a/2.mp4")
+    assert not archive.has("b/1.mp4")
+    assert not archive.has("a/1.mp4/x")
+    for key, code in (("../x", ErrorCode.BAD_KEY), ("a\x07", ErrorCode.BAD_KEY), ("a" * 300, ErrorCode.STORAGE_ERROR)):
+        with pytest.raises(MediaError) as caught:
+            archive.has(key)
+        assert caught.value.code == code
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(MediaError, match="access denied: a/1"):
+        archive.has("a/1.mp4")
+    monkeypatch.undo()
+    (tmp_path / "archive").rename(tmp_path / "elsewhere")
+    with pytest.raises(MediaError) as caught:
+        archive.has("a/1.mp4")
+    assert caught.value.code == ErrorCode.STORAGE_ERROR
 
 
 def test_abandoned_listing_closes_its_folders(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pydantic import field_validator
 
@@ -83,7 +83,8 @@ class Output:
         return Path(self.path(relative))
 
     @contextmanager
-    def _errors(self, relative: str) -> Iterator[None]:
+    def errors(self, relative: str) -> Iterator[None]:
+        """Turn what the storage raises inside the block into an OSError with one clean line about `relative`."""
         try:
             yield
         except MediaError as error:
@@ -129,21 +130,21 @@ class Output:
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Create or replace a file in one step: rename of a synced temporary file, or one PUT."""
         if self._s3 is not None:
-            with self._errors(relative):
+            with self.errors(relative):
                 self._s3.call("put_object", Key=self._key(relative), Body=data)
             return
         with self.open_write(relative) as file:
             file.write(data)
 
     def read_bytes(self, relative: str) -> bytes:
-        with self._errors(relative):
+        with self.errors(relative):
             if self._s3 is None:
                 return self._local(relative).read_bytes()
             return self._s3.read_start(self._relative(relative), sys.maxsize)
 
     def exists(self, relative: str) -> bool:
         """Whether there is such a file, or a folder with anything in it."""
-        with self._errors(relative):
+        with self.errors(relative):
             if self._s3 is None:
                 path = self._local(relative)
                 return path.is_file() or (path.is_dir() and any(path.iterdir()))
@@ -157,7 +158,7 @@ class Output:
     def list(self, relative_prefix: str = "") -> list[str]:
         """Sorted relative paths of all files below a folder; empty if there is no such folder."""
         folder = self._relative(relative_prefix)
-        with self._errors(folder):
+        with self.errors(folder):
             return sorted(name for name in self._walk(folder) if not name.rpartition("/")[2].startswith(TEMPORARY))
 
     def _walk(self, folder: str) -> Iterator[str]:
@@ -183,8 +184,12 @@ class Output:
 
     @contextmanager
     def open_write(self, relative: str) -> Iterator[BinaryIO]:
-        """A binary file that appears under its name when the block ends, whole, or not at all if the block raises."""
-        with self._errors(relative):
+        """A binary file that appears under its name when the block ends, whole, or not at all if the block raises.
+
+        For writing only. What its own methods raise is an OSError with one clean line, as everywhere here; other errors
+        of the block are the caller's and pass as they are.
+        """
+        with self.errors(relative):
             pending: _Pending = (
                 _LocalPending(self._local(relative))
                 if self._s3 is None
@@ -192,30 +197,22 @@ class Output:
                 else _S3Pending(self.filesystem.open(self.path(relative), "wb", autocommit=False))
             )
         try:
-            yield pending.file
-            with self._errors(relative):
+            # Duck typing is all that pyarrow asks for. The proxy has no base class, because io's would close it in its
+            # destructor and so upload what was given up.
+            yield cast(BinaryIO, _Written(self, relative, pending.file))
+            with self.errors(relative):
                 pending.commit()
         except BaseException:
             try:
-                with self._errors(relative):
+                with self.errors(relative):
                     pending.discard()
             except OSError as error:  # the failure that led here matters more
                 logger.warning("an unfinished file was left behind: %s", error)
             raise
 
-    def copy_in(self, local_path: str | Path, relative: str) -> None:
-        """Put a finished local file under its name in one step."""
-        if self._s3 is not None:
-            with self._errors(relative):
-                # Large files go up in parts, which s3fs drops if one fails.
-                self.filesystem.put_file(str(local_path), self.path(relative))
-        else:
-            with Path(local_path).open("rb") as source, self.open_write(relative) as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-
     def move(self, source_relative: str, target_relative: str) -> None:
         """Move one file, replacing the target: a rename, or on S3 (which has none) a server-side copy and a delete."""
-        with self._errors(source_relative):
+        with self.errors(source_relative):
             if self._s3 is not None:
                 self.filesystem.cp_file(self.path(source_relative), self.path(target_relative))
                 self._s3.call("delete_object", Key=self._key(source_relative))
@@ -229,7 +226,7 @@ class Output:
 
     def delete(self, relative: str) -> None:
         """Delete one file; it is fine if there is none."""
-        with self._errors(relative):
+        with self.errors(relative):
             if self._s3 is not None:
                 self._s3.call("delete_object", Key=self._key(relative))
             else:
@@ -239,7 +236,7 @@ class Output:
         """Delete everything below a folder; it is fine if there is none. The root itself is refused."""
         folder = self._relative(relative)
         assert folder, "the whole output is never deleted"
-        with self._errors(folder):
+        with self.errors(folder):
             if self._s3 is None:
                 if self._local(folder).is_dir():
                     shutil.rmtree(self._local(folder))
@@ -261,6 +258,41 @@ def _os_error(failure: MediaError, relative: str) -> OSError:
     if failure.code == ErrorCode.OBJECT_MISSING:
         return FileNotFoundError(f"output: no such file: {relative}")
     return OSError(f"output: {failure.message}")
+
+
+class _Written:
+    """The file that `open_write` hands out: an upload goes on while it is written, and so may fail there."""
+
+    def __init__(self, output: Output, relative: str, file: BinaryIO) -> None:
+        self._output, self._relative, self._file = output, relative, file
+
+    def write(self, data: Any) -> int:
+        with self._output.errors(self._relative):
+            return self._file.write(data)
+
+    def flush(self) -> None:
+        with self._output.errors(self._relative):
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._output.errors(self._relative):
+            self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
 
 
 class _LocalPending:

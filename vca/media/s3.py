@@ -245,6 +245,17 @@ class S3Location:
         modified_us = int(entry["LastModified"].timestamp()) * 1_000_000 if entry.get("LastModified") else None
         return object_version(size_bytes, etag or None, modified_us)
 
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object at this moment. Raises `MediaError` where the storage does not say."""
+        try:
+            with storage_errors(key):
+                self.call("head_object", Key=self.prefix + key)
+        except MediaError as error:
+            if error.code == ErrorCode.OBJECT_MISSING:
+                return False
+            raise
+        return True
+
     def check_version(self, key: str, version: str) -> None:
         """`MediaError` unless the object is there and is the one that was listed."""
         with storage_errors(key):

@@ -150,8 +150,8 @@ class Archive:
     """Reads one archive. Cheap to make and to pickle; connections are made on first use in each process."""
 
     unreadable: list[str]
-    """Folders (with a slash at the end) that the last local listing could not read. What lies below them is unknown,
-    not gone."""
+    """Folders (`display_key` of them, with a slash at the end) that the last local listing could not read. What lies
+    below them is unknown, not gone."""
 
     def __init__(self, config: ArchiveConfig) -> None:
         # Made absolute here and not in the worker, which has another working directory.
@@ -254,7 +254,8 @@ class Archive:
     def _entries_local(self) -> Iterator[tuple[str, int, str, bool]]:
         """Depth first over open directory handles: memory and handles grow with the depth, not with the archive.
 
-        Links to folders are not followed, so there are no circles. A folder that vanished meanwhile is gone; one that
+        Links to folders are not followed, so there are no circles. A link that leads nowhere is listed as ignored: as
+        media it would fail every night, and its content is gone. A folder that vanished meanwhile is gone; one that
         cannot be read is noted in `unreadable`.
         """
         stack: list[tuple[str, Any]] = [("", os.scandir(self._root))]
@@ -266,7 +267,7 @@ class Archive:
                 except OSError:
                     if not prefix:
                         raise
-                    self.unreadable.append(prefix)
+                    self.unreadable.append(display_key(prefix))
                     entry = None
                 if entry is None:
                     entries.close()
@@ -280,7 +281,7 @@ class Archive:
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    self.unreadable.append(key + "/")
+                    self.unreadable.append(display_key(key + "/"))
                     continue
                 row = _local_entry(key, entry)
                 if row is not None:
@@ -290,6 +291,26 @@ class Archive:
                 entries.close()
 
     # ------------------------------------------------------------------------------------------------ reading
+
+    def has(self, key: str) -> bool:
+        """Whether there is still something under this key: a file, or a link wherever it leads.
+
+        True and False are what the storage said just now; where it could not say, for example because the archive's
+        own folder is away, that is a `MediaError`.
+        """
+        if not is_plain_key(key):
+            raise MediaError(ErrorCode.BAD_KEY, f"the key cannot be opened by name: {key}")
+        if self._s3 is not None:
+            return self._s3.exists(key)
+        self._check_below(key)
+        with storage_errors(key):
+            if not Path(self._root).is_dir():
+                raise OSError(errno.ENODEV, "the folder of the archive is away")
+            try:
+                Path(self._root, key).lstat()  # not lexists, for which every failure means no
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
 
     @contextmanager
     def open(self, key: str, size_bytes: int, version: str, *, stage_limit_bytes: int, whole: bool) -> Iterator[Source]:
@@ -328,10 +349,14 @@ class Archive:
             raise MediaError(ErrorCode.OUTPUT_LIMIT, f"larger than {limit_bytes} bytes: {key}")
         return data
 
-    def _open_local(self, key: str, version: str | None) -> str:
-        """The path of a regular file inside the archive; links may lead about the archive but not out of it."""
+    @staticmethod
+    def _check_below(key: str) -> None:
         if any(part in ("", ".", "..") for part in key.split("/")):
             raise MediaError(ErrorCode.BAD_KEY, f"not a path below the archive: {key}")
+
+    def _open_local(self, key: str, version: str | None) -> str:
+        """The path of a regular file inside the archive; links may lead about the archive but not out of it."""
+        self._check_below(key)
         path = Path(self._root, key)
         with storage_errors(key):
             # Not Path.resolve: for a circle of links it raises RuntimeError.
@@ -354,10 +379,11 @@ def _local_entry(key: str, entry: "os.DirEntry[str]") -> tuple[str, int, str, bo
     try:
         info = entry.stat()
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not link:
+        nowhere = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        if nowhere and not link:
             return None  # deleted meanwhile
-        # A dead or circular link, or a refusal: listed all the same, so that opening it can say what is wrong.
-        return key, 0, object_version(0, None, 0), True
+        # After a refusal listed as a file all the same, so that opening it can say what is wrong.
+        return key, 0, object_version(0, None, 0), not nowhere
     if not stat.S_ISREG(info.st_mode):
         return key, 0, object_version(0, None, info.st_mtime_ns // 1000), False
     return key, info.st_size, _local_version(info), True
