@@ -10,6 +10,7 @@ import numpy as np
 import pysubs2
 import pytest
 
+from vca.core.errors import ConfigError
 from vca.core.records import TextPiece
 from vca.core.schemas import Status, TextSource
 from vca.core.taxonomy import parse_taxonomy
@@ -184,6 +185,17 @@ def test_making_it_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     second = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in make_demo_archive(tmp_path)}
     assert [path.name for path in first if first[path] != second[path]] == ["phone-video.srt"]
     assert second[damaged][0] == first[damaged][0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command that a new user types ends with a sentence, not with a traceback."""
+    monkeypatch.setattr(demo, "CLIPS", tuple(clip for clip in CLIPS if clip.key == "radio/concert.m4a"))
+    (tmp_path / "file").touch()
+    (tmp_path / "taken/radio").mkdir(parents=True)
+    (tmp_path / "taken/radio/concert.m4a").mkdir()
+    for folder in ("file", "file/below", "taken"):
+        with pytest.raises(ConfigError, match=rf"^--archive = '{tmp_path / folder}': [^\n]*; choose a folder"):
+            make_demo_archive(tmp_path / folder)
 
 
 def test_another_seed_is_another_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pysubs2
 from av.subtitles.subtitle import SubtitleSet
 
-from vca.core.errors import ErrorCode
+from vca.core.errors import ConfigError, ErrorCode
 from vca.core.records import TextPiece
 from vca.core.schemas import Status, TextSource
 from vca.core.timeline import US_PER_S, Span
@@ -290,32 +290,33 @@ def make_demo_archive(folder: Path, seed: int = 0) -> list[Path]:
     """Write media and sidecar files below `folder`; returns their paths, the order of the script, media first.
 
     A file that is there with the same bytes is not touched, so that the next run finds it unchanged. New ones appear
-    whole, by rename. Raises OSError.
+    whole, by rename. Raises `ConfigError` where the folder cannot be written.
     """
     # The AV1 encoder talks to stderr unless told before it starts; errors still come through.
     os.environ.setdefault("SVT_LOG", "1")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for clip in CLIPS:
         truth = _truth(clip, seed)
-        written.append(_place(folder / clip.key, _render(clip, truth, seed)))
+        written.append(_place(folder, clip.key, _render(clip, truth, seed)))
         if clip.sidecar is not None and truth.sidecar is not None:
-            form = clip.sidecar.suffix.rpartition(".")[2]
-            data = _subtitle_text(_spoken(truth), form).encode(clip.sidecar.encoding)
-            written.append(_place(folder / truth.sidecar, data))
+            text = _subtitle_text(_spoken(truth), clip.sidecar.suffix.rpartition(".")[2])
+            written.append(_place(folder, truth.sidecar, text.encode(clip.sidecar.encoding)))
     return written
 
 
-def _place(path: Path, data: bytes) -> Path:
-    if path.is_file() and path.read_bytes() == data:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The name starts with a dot and ends in .part: a run that lists the archive meanwhile takes it for no medium.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
-        file.write(data)
-    part = Path(file.name)
-    part.chmod(0o644)  # temporary files are private; an archive is not
-    return part.replace(path)
+def _place(folder: Path, key: str, data: bytes) -> Path:
+    path = folder / key
+    try:
+        if path.is_file() and path.read_bytes() == data:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)  # below, .part: no medium for a run that lists meanwhile
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
+            file.write(data)
+        Path(file.name).chmod(0o644)  # temporary files are private; an archive is not
+        return Path(file.name).replace(path)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"--archive = {str(folder)!r}: {why}; choose a folder that can be written") from error
 
 
 def _rng(clip: Clip, seed: int, use: int) -> np.random.Generator:
