@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vca.core.config import build_config
 from vca.core.errors import ConfigError
 from vca.core.metrics import speech_activity_error
 from vca.core.records import FloatArray
@@ -278,12 +279,27 @@ def test_english_only_model_gets_no_language(tmp_path: Path, media_dir: Path) ->
 
 def test_wrong_settings_name_the_field(whisper_folder: Path, tmp_path: Path) -> None:
     """A recogniser without detector, an unknown language, a missing folder and a non-Whisper are one-line errors."""
-    with pytest.raises(ConfigError, match=r"encoders\.speech\.vad"):
-        SpeechReader(SpeechConfig(vad="none", asr_model=str(whisper_folder)))
+    with pytest.raises(ConfigError, match=r"^x\.yaml: asr_model needs the detector.* set vad to silero$"):
+        build_config(SpeechConfig, {"vad": "none", "asr_model": str(whisper_folder)}, "x.yaml")
     with pytest.raises(ConfigError, match=r"asr_language = xx: the model knows de, en, fr"):
         SpeechReader(asr_config(whisper_folder, asr_language="xx"))
     with pytest.raises(ConfigError, match=r"encoders\.speech\.asr_model .* no such folder"):
         SpeechReader(asr_config(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_definition_looks_for_the_parts(whisper_folder: Path, tmp_path: Path, lost: str) -> None:
+    """Half a folder stops the run before the first video, not in every worker after the first hour."""
+    import shutil
+
+    folder = tmp_path / "half"
+    shutil.copytree(whisper_folder, folder)
+    patterns = {"tokenizer.json": ["tokenizer*", "vocab*", "merges*"], "preprocessor_config.json": ["*processor*"]}
+    for pattern in patterns.get(lost, [lost]):
+        for file in folder.glob(pattern):
+            file.unlink()
+    with pytest.raises(ConfigError, match=rf"^encoders\.speech\.asr_model = {folder}: the folder has no [^\n]*$"):
+        speech_definition(asr_config(folder))
 
 
 def test_definition_follows_the_recogniser(whisper_folder: Path, tmp_path: Path) -> None:

@@ -183,6 +183,13 @@ def test_tampered_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(ConfigError, match=r"encoders\.text\.model .* wrong sha256"):
         resolve_model(TextModelConfig(), "encoders.text")
+    with pytest.raises(ConfigError, match=r"predict\.text_model\.model .* wrong sha256"):
+        text_definition(TextModelConfig(), "predict.text_model")
+    with pytest.raises(ConfigError, match=r"^model = .* wrong sha256"):
+        weights_definition(TextModelConfig().model)
+    (target / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
+        text_definition(TextModelConfig())
 
 
 def test_mistakes_name_the_field(tmp_path: Path) -> None:
@@ -211,6 +218,21 @@ def test_mistakes_name_the_field(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"encoders\.text\.device = cuda"):
             TextModel(TextModelConfig(device="cuda"))
+
+
+@pytest.mark.parametrize("lost", ["config.json", "*.safetensors", "tokenizer.json"])
+def test_identity_needs_every_part(tmp_path: Path, lost: str) -> None:
+    """Half a folder stops the run before the first video, not in the tagger after the last one."""
+    save_tiny(tmp_path, "bert")
+    config = TextModelConfig(model=str(tmp_path))
+    text_definition(config)
+    for file in tmp_path.glob(lost):
+        file.unlink()
+    with pytest.raises(ConfigError, match=rf"^predict\.text_model\.model = {tmp_path}: the folder has no [^\n]*$"):
+        text_definition(config, "predict.text_model")
+    if lost == "tokenizer.json":
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CanineTokenizer"}')
+        text_definition(config)  # characters need no vocabulary
 
 
 def test_identity_of_a_folder(tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 Shape letters: S steps, K frames a step, H W picture, n sound samples, M frames to read text from, D features.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from vca.models.speech import SpeechConfig, SpeechReader, speech_definition
 from vca.models.vision import VisionConfig, build_vision, vision_definition
 
 HalfArray = npt.NDArray[np.float16]
-Result = TypeVar("Result")
+HALF_MAX = float(np.finfo(np.float16).max)  # 65504
 
 
 class EncodersConfig(Config):
@@ -54,14 +52,17 @@ def feature_definition(config: EncodersConfig, step_us: int, segment_us: int, mo
 
 @dataclass(frozen=True, slots=True)
 class EncodedSegment:
-    """Features of one segment. A modality is None where it is absent; masks tell which steps have it."""
+    """Features of one segment. A modality is None where it is absent; masks tell which steps have it.
+
+    Values beyond float16 are its largest value, and a step in which a pretrained model gave NaN or infinity counts as
+    absent: a bad step must not cost the video, nor a bad video the night.
+    """
 
     vision: HalfArray | None  # [S, D]
     vision_mask: BoolArray | None  # [S]
     audio: HalfArray | None  # [S, D]
     audio_mask: BoolArray | None  # [S]
     text: list[TextPiece]
-    seconds: dict[str, float]  # wall time by stage: vision, audio, speech, ocr
 
 
 class SegmentEncoder:
@@ -98,39 +99,26 @@ class SegmentEncoder:
         frames [S*K, H, W, 3] RGB with frame_mask [S*K]; audio [n] mono at 16 kHz with audio_mask [S];
         ocr_frames [M, h, w, 3] RGB with ocr_spans [M, 2] on the video's clock. None where the video has no such stream.
         """
-        seconds: dict[str, float] = {}
         vision = vision_mask = sound = sound_mask = None
         text: list[TextPiece] = []
         if self._vision is not None and frames is not None and frame_mask is not None and frame_mask.any():
-            encoder = self._vision
-            values, mask = _timed(seconds, "vision", lambda: encoder.encode(frames, frame_mask, self.step_us))
-            vision, vision_mask = _half(values, mask)
+            vision, vision_mask = _half(*self._vision.encode(frames, frame_mask, self.step_us))
         if audio is not None and audio_mask is not None and audio_mask.any():
             if self._audio is not None:
-                hearer = self._audio
-                values, mask = _timed(seconds, "audio", lambda: hearer.encode(audio, audio_mask, self.step_us))
-                sound, sound_mask = _half(values, mask)
+                sound, sound_mask = _half(*self._audio.encode(audio, audio_mask, self.step_us))
             if self._speech is not None:
-                speech = self._speech
-                text += _timed(seconds, "speech", lambda: speech.read(audio, start_us))
+                text += self._speech.read(audio, start_us)
         if self._ocr is not None and ocr_frames is not None and ocr_spans is not None and len(ocr_frames):
-            reader = self._ocr
-            text += _timed(seconds, "ocr", lambda: reader.read(ocr_frames, ocr_spans))
+            text += self._ocr.read(ocr_frames, ocr_spans)
         text.sort(key=lambda piece: (piece.start_us, piece.source))
-        return EncodedSegment(vision, vision_mask, sound, sound_mask, text, seconds)
+        return EncodedSegment(vision, vision_mask, sound, sound_mask, text)
 
 
 def _half(values: FloatArray, mask: BoolArray) -> tuple[HalfArray | None, BoolArray | None]:
-    """The stored precision; a modality without a single step is absent."""
+    """The stored precision (see `EncodedSegment`); a modality without a single step is absent."""
+    finite: BoolArray = np.isfinite(values).all(axis=1)
+    mask = mask & finite
     if not mask.any():
         return None, None
-    half = values.astype(np.float16)
-    assert np.isfinite(half).all(), "an encoder gave a value that float16 cannot hold"
+    half = np.clip(np.where(finite[:, None], values, 0.0), -HALF_MAX, HALF_MAX).astype(np.float16)
     return half, mask
-
-
-def _timed(seconds: dict[str, float], stage: str, work: Callable[[], Result]) -> Result:
-    started = time.perf_counter()
-    result = work()
-    seconds[stage] = time.perf_counter() - started
-    return result

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vca.core.config import Config
 from vca.core.errors import ConfigError
@@ -16,6 +16,9 @@ from vca.core.records import FloatArray, TextPiece
 from vca.core.schemas import TextSource
 from vca.core.timeline import US_PER_S
 from vca.models.weights import (
+    SOUND_PROCESSOR,
+    TOKENIZER,
+    check_parts,
     hub_commit,
     load_error,
     package_folder,
@@ -66,15 +69,26 @@ class SpeechConfig(Config):
     batch_size: int = Field(4, ge=1, le=64)
     """Chunks recognised at once."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.asr_model is not None and self.vad == "none":
+            raise ValueError("asr_model needs the detector, which vad none switches off; set vad to silero")
+        return self
+
 
 def speech_definition(config: SpeechConfig) -> dict[str, Any] | None:
-    """What shapes the pieces, JSON-able; None where nothing listens. Device and batch size do not count."""
+    """What shapes the pieces, JSON-able; None where nothing listens. Device and batch size do not count.
+
+    Checks what can be checked without loading: a `ConfigError` here comes before the first video is read.
+    """
     if config.vad == "none":
         return None
     asr = None
     if config.asr_model is not None:
+        field = "encoders.speech.asr_model"
+        check_parts(resolve_weights(config.asr_model, field), field, TOKENIZER, SOUND_PROCESSOR)
         asr = {
-            "weights": weights_definition(config.asr_model, config.asr_revision, "encoders.speech.asr_model"),
+            "weights": weights_definition(config.asr_model, config.asr_revision, field),
             "language": config.asr_language,
             "max_tokens": config.asr_max_tokens,
             "chunk_s": _ASR_CHUNK_S,
@@ -104,8 +118,6 @@ class SpeechReader:
     """16 kHz sound to pieces of speech: when (silero-vad) and, with `asr_model`, what (Whisper)."""
 
     def __init__(self, config: SpeechConfig) -> None:
-        if config.asr_model is not None and config.vad == "none":
-            raise ConfigError("encoders.speech.vad = none: asr_model needs the detector; set vad: silero")
         self.config = config
         self._vad = _load_vad() if config.vad == "silero" else None
         self._recogniser = _Recogniser(config) if config.asr_model is not None else None

@@ -17,6 +17,8 @@ from vca.core.records import FloatArray
 from vca.models.weights import (
     PACKAGED_MINILM,
     PACKAGED_MINILM_SHA256,
+    TOKENIZER,
+    check_parts,
     hub_commit,
     load_error,
     quiet_loading,
@@ -47,7 +49,11 @@ class TextModelConfig(Config):
 
 
 def text_definition(config: TextModelConfig, field: str = "encoders.text") -> dict[str, Any]:
-    """What shapes the embeddings, JSON-able; batch size and device do not count."""
+    """What shapes the embeddings, JSON-able; batch size and device do not count.
+
+    Checks what can be checked without loading: a `ConfigError` here comes before the first video is read.
+    """
+    check_parts(resolve_model(config, field), f"{field}.model", TOKENIZER)
     return {
         "weights": weights_definition(config.model, config.revision, f"{field}.model"),
         "pooling": config.pooling,

@@ -23,6 +23,11 @@ _TEXT_SUFFIXES = {".json", ".txt", ".model", ".jinja"}  # configurations, vocabu
 _HEADER_LIMIT = 100_000_000  # of the safetensors format itself
 _PROBE_BYTES = 1024
 
+TOKENIZER = ("tokenizer", ("tokenizer.json", "vocab*", "*.model", "*.tiktoken"))
+SOUND_PROCESSOR = ("feature extractor", ("preprocessor_config.json", "processor_config.json"))
+"""Parts for `check_parts`: what a person calls them, and patterns of which one file must be there."""
+_BYTE_TOKENIZERS = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"}  # bytes and characters need no vocabulary
+
 _FileKey = tuple[str, int, int]  # path, size, time of change
 _hashes: dict[_FileKey, str] = {}
 _probes: dict[_FileKey, str] = {}
@@ -62,17 +67,39 @@ def resolve_weights(model: str, field: str) -> str:
     return model
 
 
+def check_parts(source: str, field: str, *parts: tuple[str, tuple[str, ...]]) -> None:
+    """`ConfigError` naming `field` if the folder of `resolve_weights` lacks a part. A hub id is not looked into."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    for name, patterns in parts:
+        if any(file.is_file() for pattern in patterns for file in folder.glob(pattern)):
+            continue
+        if name == TOKENIZER[0] and _tokenizer_class(folder) in _BYTE_TOKENIZERS:
+            continue
+        raise ConfigError(f"{field} = {source}: the folder has no {name} ({patterns[0]}); save it with save_pretrained")
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    try:
+        value = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return str(value.get("tokenizer_class")) if isinstance(value, dict) else None
+
+
 def weights_definition(model: str, revision: str | None = None, field: str = "model") -> dict[str, Any]:
     """JSON-able identity of a model, cheap: no tensor is loaded.
 
-    - packaged: name and sha256 of the weights.
+    - packaged: name and sha256 of the weights, which are compared with it as in `resolve_weights`.
     - a folder (or one file): sha256 of each small text file (configuration, tokenizer) and, for each safetensors
       file, its size and a sha256 over the header and three 1 KiB probes (start, middle, end) of every tensor. The
       header alone would not do: a fine-tuned copy has the same one. An edit that misses all probes is not seen.
       The path itself does not count, so weights may move.
     - a hub id: the id and the commit, see `hub_commit`.
     """
-    if model in _PACKAGED:
+    if model.startswith("packaged:"):
+        _packaged_folder(model, field)
         return {"packaged": model.removeprefix("packaged:"), "sha256": _PACKAGED[model][2]}
     path = _local_path(model)
     if path is None:
