@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from tests.support.tables import RUN_IDS, make_output, write_run
 from vca.core.errors import ConfigError
 from vca.core.storage import StorageConfig
-from vca.tables.manifest import Manifest, ManifestFile, ManifestTable, Pointer, open_output, table_file_path
+from vca.tables.manifest import (
+    Manifest,
+    ManifestFile,
+    ManifestTable,
+    OutputReader,
+    Pointer,
+    open_output,
+    table_file_path,
+)
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -196,3 +204,33 @@ def test_unreachable_storage_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError, match="check the address") as caught:
         open_output("s3://bucket/out", storage).current()
     assert "\n" not in str(caught.value)
+
+
+def test_words_of_the_server_are_not_repeated() -> None:
+    """Servers write signed addresses and account names into their messages: only class, errno and code are shown."""
+    refused = PermissionError(13, "SECRET account 42")
+    refused.__cause__ = _answered("AccessDenied")
+    hostile = OSError("SECRET")
+    hostile.__cause__ = _answered("SECRET\nline")
+    for error, said in ((refused, "PermissionError, Permission denied, AccessDenied"), (hostile, "OSError")):
+        reader = OutputReader("s3://b/out", _Failing(error), "b/out")
+        with pytest.raises(ConfigError) as caught:
+            reader.current()
+        address = "s3://b/out/manifests/current.json"
+        assert str(caught.value) == f"{address}: {said}; check the address and the storage settings"
+
+
+def _answered(code: str) -> Exception:
+    error = Exception("SECRET")
+    error.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    return error
+
+
+class _Failing:
+    """A storage that answers every read with one error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def cat_file(self, path: str) -> bytes:
+        raise self.error from self.error.__cause__

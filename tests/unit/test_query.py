@@ -36,7 +36,7 @@ from vca.core.schemas import FEATURES, TABLES, Status
 from vca.core.storage import StorageConfig
 from vca.tables import query as query_module
 from vca.tables.manifest import OutputReader, Pointer, open_output
-from vca.tables.query import connect, create_views, format_table, query, status
+from vca.tables.query import connect, create_views, format_table, one_line_errors, query, status
 
 
 def reader_of(root: Path) -> OutputReader:
@@ -229,6 +229,35 @@ def test_lost_and_damaged_files_are_one_line(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ConfigError, match=r"part-00000\.parquet"):
         query(reader_of(root), "FROM all_videos")
+
+
+@pytest.mark.parametrize("run", RUN_IDS[:2])
+@pytest.mark.parametrize("damage", ["cut short", "noise", "metadata", "lost"])
+def test_own_connections_get_one_line_too(tmp_path: Path, run: str, damage: str) -> None:
+    """A plan reads the views in its own connection, batch by batch: damage is one line there, in whatever step."""
+    root = make_output(tmp_path)
+    file = root / f"tables/videos/run_id={run}/part-00000.parquet"
+    whole = file.read_bytes()
+    third = len(whole) // 3
+    broken = {"cut short": whole[:-100], "noise": b"x" * len(whole)}
+    broken["metadata"] = whole[:third] + b"\xff" * third + whole[2 * third :]
+    file.write_bytes(broken.get(damage, b""))
+    if damage == "lost":
+        file.unlink()
+    reader = reader_of(root)
+
+    def count_rows() -> None:
+        with duckdb.connect() as connection:
+            create_views(connection, reader)
+            with one_line_errors(reader.uri):
+                connection.execute("CREATE VIEW prior AS FROM all_videos")
+                for _ in connection.sql("FROM prior").to_arrow_reader(3):
+                    pass
+
+    with pytest.raises(ConfigError, match=r"a published file is .*; restore the file or roll back") as caught:
+        count_rows()
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_views_on_a_connection_of_ones_own(reader: OutputReader, tmp_path: Path) -> None:

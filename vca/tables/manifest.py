@@ -5,8 +5,9 @@ list `tables/`: a file that no manifest names is not published.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -194,7 +195,7 @@ class OutputReader:
 
     def runs(self) -> list[str]:
         """Every run that has a manifest, oldest first, those that a rollback left behind included."""
-        with storage_errors(self._source("manifests")):
+        with config_errors(self._source("manifests")):
             try:
                 names = self.fs.ls(f"{self.root}/manifests", detail=False)
             except FileNotFoundError:
@@ -216,7 +217,7 @@ class OutputReader:
         return f"{self.uri.rstrip('/')}/{path}"
 
     def _read(self, path: str) -> bytes | None:
-        with storage_errors(self._source(path)):
+        with config_errors(self._source(path)):
             try:
                 return bytes(self.fs.cat_file(f"{self.root}/{path}"))
             except (FileNotFoundError, NotADirectoryError):
@@ -229,14 +230,17 @@ def open_output(uri: str, storage: StorageConfig) -> OutputReader:
         check_uri(uri)
     except ValueError as error:
         raise ConfigError(f"output {uri!r}: {error}") from error
-    with storage_errors(uri):
+    with config_errors(uri):
         fs, root = fsspec.core.url_to_fs(uri, **storage.options(uri))
     return OutputReader(uri, fs, str(root).rstrip("/"))
 
 
 @contextmanager
-def storage_errors(source: str) -> Iterator[None]:
-    """Turn what storage says (refused, unreachable, no credentials) into one line; other errors pass."""
+def config_errors(source: str) -> Iterator[None]:
+    """Turn a refusal, a broken connection and the like into a `ConfigError` of one line; other errors pass.
+
+    A missing file passes too: what that means, the caller knows.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -245,8 +249,21 @@ def storage_errors(source: str) -> Iterator[None]:
         # s3fs translates most answers to OSError; the rest are botocore's own, which this room does not import.
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore.", "aiohttp.")):
             raise
-        said = one_line(str(error)) or type(error).__name__
-        raise ConfigError(f"{source}: {said}; check the address and the storage settings") from error
+        raise ConfigError(f"{source}: {_reason(error)}; check the address and the storage settings") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Class, errno text and bare S3 code: what servers write may hold signed addresses and account names."""
+    said = [type(error).__name__]
+    if isinstance(error, OSError) and error.errno is not None:
+        said.append(os.strerror(error.errno))
+    for candidate in (error, error.__cause__):  # s3fs keeps botocore's error as the cause of its own
+        response = getattr(candidate, "response", None)
+        code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, Mapping) else ""
+        if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", code):
+            said.append(code)
+            break
+    return ", ".join(said)
 
 
 FileT = TypeVar("FileT", Manifest, Pointer)

@@ -21,7 +21,7 @@ from fsspec.spec import AbstractFileSystem
 
 from vca.core.errors import CODES, ConfigError, ErrorCode, one_line
 from vca.core.schemas import TABLES, Status
-from vca.tables.manifest import Manifest, OutputReader, storage_errors
+from vca.tables.manifest import Manifest, OutputReader, config_errors
 
 SCHEME = "published"
 """Scheme under which DuckDB sees the files that the manifest names."""
@@ -68,7 +68,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, reader: OutputReader) ->
     - other tables: the rows that belong to the row in `videos`; `quarantine` only where that row is quarantined.
     - `runs`: all rows.
 
-    A table without files is an empty view with the columns of `core.schemas`. Once per connection.
+    A table without files is an empty view with the columns of `core.schemas`. Once per connection. Raises `ConfigError`
+    for a published file that cannot be read; so that queries do the same, run them inside `one_line_errors`.
     """
     manifest = reader.current()
     connection.register_filesystem(_PublishedFiles(reader, manifest))
@@ -78,10 +79,11 @@ def create_views(connection: duckdb.DuckDBPyConnection, reader: OutputReader) ->
         paths = ", ".join(f"'{SCHEME}://{file.path}'" for file in files)
         # run_id is a column of the files; taking it from the path as well would make it a second, untyped truth.
         source = f"FROM read_parquet([{paths}], hive_partitioning = false)" if files else _empty(table.schema)
-        with _one_line_errors(reader.uri):
+        with one_line_errors(reader.uri):
             connection.execute(f"CREATE VIEW all_{name} AS {source}")
     for name in TABLES:
-        connection.execute(f"CREATE VIEW {name} AS {_NEWEST.get(name, _BESIDE_VIDEO.format(name=name))}")
+        with one_line_errors(reader.uri):
+            connection.execute(f"CREATE VIEW {name} AS {_NEWEST.get(name, _BESIDE_VIDEO.format(name=name))}")
 
 
 _NEWEST = {
@@ -113,7 +115,7 @@ def query(reader: OutputReader, sql: str) -> pa.Table:
     Raises `ConfigError`, one line with DuckDB's hint, for wrong SQL, for other statements and for an output without a
     published run: a mistyped location must not look like an empty archive.
     """
-    with _one_line_errors(reader.uri):
+    with one_line_errors(reader.uri):
         statements = duckdb.extract_statements(sql)
     if len(statements) != 1:
         raise ConfigError(f"query: {len(statements)} statements; give one")
@@ -129,23 +131,33 @@ _QUERY_COPY = "\n\nLINE "
 
 
 def _run(connection: duckdb.DuckDBPyConnection, sql: str, uri: str) -> pa.Table:
-    with _one_line_errors(uri):
+    with one_line_errors(uri):
         return connection.sql(sql).to_arrow_table()
 
 
 @contextmanager
-def _one_line_errors(uri: str) -> Iterator[None]:
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Turn what DuckDB and its Arrow readers raise about the views into a `ConfigError` of one line.
+
+    Files are read when rows are, so put this around the reading of results too, not only around `create_views`. A
+    published file of the output at `uri` that is lost or damaged is told apart from wrong SQL.
+    """
     try:
-        with storage_errors(uri):
-            yield
-    except FileNotFoundError as error:
-        raise ConfigError(f"{uri}: {one_line(str(error))}; restore the file or roll back to an older run") from error
-    except duckdb.Error as error:
-        said, traceback, _ = str(error).partition("Traceback (most recent call last)")
-        if traceback:  # raised while a file was read: DuckDB copies the whole traceback, whose last line says it
-            last = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"{uri}: {one_line(last)}; restore the file or roll back to an older run") from error
-        raise ConfigError(f"query: {one_line(said.split(_QUERY_COPY)[0])}") from error
+        yield
+    except (duckdb.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the machine; what Arrow makes of DuckDB's errors has no number
+        text = str(error)
+        _, ours, said = text.rpartition(f"{ConfigError.__name__}: ")
+        if ours:  # raised by `_PublishedFiles.fetch`: DuckDB hands on the whole traceback, of which this is the end
+            raise ConfigError(one_line(said)) from error
+        # Views are the only files in reach; what has no class of its own comes from inside the Parquet reader.
+        if f"{SCHEME}://" in text or type(error) in (duckdb.Error, OSError):
+            raise ConfigError(f"{uri}: a published file is damaged ({one_line(text)}); {_WAY_OUT}") from error
+        raise ConfigError(f"query: {one_line(text.partition(_QUERY_COPY)[0])}") from error
+
+
+_WAY_OUT = "restore the file or roll back to an older run"
 
 
 def _published(reader: OutputReader) -> Manifest:
@@ -289,8 +301,16 @@ class _PublishedFiles(AbstractFileSystem):  # type: ignore[misc]
         return self.fetch(path, 0, self._sizes[path])
 
     def fetch(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `[start, end)` of a file. With a range, s3fs does not ask for the size first."""
-        return bytes(self._reader.fs.cat_file(f"{self._reader.root}/{path}", start=start, end=end))
+        """Bytes `[start, end)` of a file, all of them or a `ConfigError`: a lost file must not shrink an answer."""
+        source = f"{self._reader.uri.rstrip('/')}/{path}"
+        try:
+            with config_errors(source):  # with a range, s3fs does not ask for the size first
+                data = bytes(self._reader.fs.cat_file(f"{self._reader.root}/{path}", start=start, end=end))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{source}: a published file is missing; {_WAY_OUT}") from error
+        if len(data) != end - start:
+            raise ConfigError(f"{source}: a published file is shorter than it was; {_WAY_OUT}")
+        return data
 
     def _size(self, path: str) -> int:
         size = self._sizes.get(self._strip_protocol(path))
