@@ -16,17 +16,10 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local cluster of two CPUs, started once and stopped at the end of the session."""
-    from tests.support.s3 import ENVIRONMENT, REMOVED, environment
-    from vca.pipelines import cluster
-    from vca.pipelines.config import RayConfig
+    from tests.support.cluster import local_cluster
 
-    with environment(ENVIRONMENT, REMOVED):  # workers inherit it: they must be able to talk to the test's S3 server
-        started = cluster.connect(RayConfig(num_cpus=2, object_store_mb=400))
-        assert started, "another Ray runs in this process"
-        try:
-            yield
-        finally:
-            cluster.disconnect(started)
+    with local_cluster():
+        yield
 
 
 @pytest.fixture(scope="session")
