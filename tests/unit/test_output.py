@@ -5,6 +5,7 @@ import pickle
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,12 +133,18 @@ def test_failed_replacement_leaves_the_old_file(output: Output, monkeypatch: pyt
 @pytest.mark.parametrize("method", ["flush", "close"])
 def test_a_full_disk_inside_the_block(output: Output, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """What writing raises inside the block is as clean as what the end of the block raises."""
-    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))  # noqa: PTH123, SIM115
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
+        return real(Path("/dev/full"), "wb") if mode == "xb" else real(path, mode, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", full)
 
     def write() -> None:
         with output.open_write("a") as file:
             file.write(b"abc")
             getattr(file, method)()
+            raise AssertionError("the failure is that of the file, not of the end of the block")
 
     with pytest.raises(OSError, match=r"^output: no space left on the disk: a$"):
         write()
