@@ -181,5 +181,9 @@ def test_recovery_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
     output.write_bytes("staging/holiday/film.mp4", b"video")
     output.write_bytes(f"staging/{RUN_1}/tables/part", b"left by a killed run")
+    unfinished = tmp_path / "o" / "staging" / RUN_2 / "tables"
+    unfinished.mkdir(parents=True)
+    (unfinished / ".vca-tmp-1").write_bytes(b"a file that was being written")
     recover(output, reader)
-    assert output.list("staging") == ["staging/holiday/film.mp4"]
+    assert output.folders("staging") == ["holiday"]
+    assert not unfinished.exists(), "also what only holds unfinished files goes"

@@ -49,7 +49,7 @@ voc w64 wav wave weba webm wma wmv wtv wv xesc y4m
 """
 MEDIA_GLOBS: tuple[str, ...] = tuple(f"*.{extension}" for extension in _EXTENSIONS.split())
 
-SIDECAR_EXTENSIONS = frozenset({"srt", "vtt", "ass", "ssa", "ttml", "dfxp", "smi", "sami", "sbv"})
+SIDECAR_EXTENSIONS = frozenset({"srt", "vtt", "ass", "ssa", "ttml", "dfxp"})
 
 LISTING = pa.schema(
     [

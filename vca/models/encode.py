@@ -116,7 +116,7 @@ class SegmentEncoder:
 
 def _half(values: FloatArray, mask: BoolArray) -> tuple[HalfArray | None, BoolArray | None]:
     """The stored precision (see `EncodedSegment`); a modality without a single step is absent."""
-    finite: BoolArray = np.isfinite(values).all(axis=1)
+    finite: BoolArray = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
     mask = mask & finite
     if not mask.any():
         return None, None

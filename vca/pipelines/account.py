@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vca.core.errors import CODES, ErrorCode, PublishError
+from vca.core.errors import CODES, ErrorCode, MediaError, PublishError
 from vca.core.schemas import TABLES, Status
 from vca.core.timeline import us_to_seconds
 from vca.media.storage import Archive
@@ -78,7 +78,7 @@ class Account:
         transient = CODES[ErrorCode(code)].transient
         columns = _media_columns(media, 0) if media is not None else {}
         columns |= {"error_code": code, "error_message": message, "attempts": attempts}
-        if code == ErrorCode.OBJECT_MISSING and not self._archive.has(plan_row["key"]):
+        if code == ErrorCode.OBJECT_MISSING and self._is_gone(plan_row["key"]):
             self._add_video(plan_row, Status.GONE, {})
             return
         self.error_counts[code] += 1
@@ -98,6 +98,12 @@ class Account:
             "will_retry": transient and attempts < self.facts.max_attempts,
         }
         self.spool.add_row("quarantine", row)
+
+    def _is_gone(self, key: str) -> bool:
+        try:
+            return not self._archive.has(key)
+        except MediaError:  # the storage does not say: not known to be gone, so it stays a failure
+            return False
 
     def planned_states(self) -> None:
         """The objects whose state follows from the plan alone: refused keys, deleted and unchanged ones."""

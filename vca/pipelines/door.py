@@ -51,7 +51,10 @@ def make_demo(folder: str, seed: int) -> int:
     """`vca demo`: the generated archive."""
     from vca.media.demo import make_demo_archive
 
-    files = make_demo_archive(Path(folder), seed)
+    try:
+        files = make_demo_archive(Path(folder), seed)
+    except VcaError as error:
+        return _fail(error)
     _say(f"{len(files)} files in {folder}")
     return 0
 

@@ -6,6 +6,7 @@ the run's work folder, and the joins run out of core.
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import Status
 from vca.media.storage import Archive, media_stem, sidecar_stems
 from vca.tables.manifest import OutputReader
-from vca.tables.query import create_views, query
+from vca.tables.query import create_views, one_line_errors, query
 
 
 class Action(StrEnum):
@@ -112,8 +113,8 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
             "check the location and archive.include"
         )
     target = work_dir / "plan.parquet"
-    connection = duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})
-    try:
+    database = duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})
+    with closing(database) as connection, one_line_errors(published.uri):
         connection.execute("SET TimeZone = 'UTC'")
         _register_published(connection, published)
         connection.from_parquet(str(listing)).create_view("listing")
@@ -122,16 +123,11 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
         connection.execute("CREATE TABLE unreadable (prefix VARCHAR)")
         connection.executemany("INSERT INTO unreadable VALUES (?)", [[p] for p in archive.unreadable or [""]])
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
-        decided = connection.sql(
-            _DECIDE,
-            params=versions.as_dict() | {"max_attempts": max_attempts},
-        )
+        decided = connection.sql(_DECIDE, params=versions.as_dict() | {"max_attempts": max_attempts})
         with pq.ParquetWriter(target, PLAN) as writer:
             for batch in decided.to_arrow_reader(BATCH_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(PLAN))
         counted = connection.from_parquet(str(target)).aggregate("action, reason, count(*) AS n").fetchall()
-    finally:
-        connection.close()
     counts = {(str(action), str(reason)): int(n) for action, reason, n in counted}
     _refuse_other_archive(archive, published, counts)
     return Plan(target, listed, ignored, len(archive.unreadable), counts)

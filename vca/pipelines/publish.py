@@ -239,8 +239,7 @@ def recover(output: Output, published: OutputReader) -> str | None:
     finished = None
     current = published.current()
     # Only folders that carry the name of a run are ours: somebody's output may hold other things.
-    folders = {name.split("/")[1] for name in output.list("staging") if name.count("/") >= 2}
-    for run_id in sorted(folder for folder in folders if RUN_ID.fullmatch(folder)):
+    for run_id in (name for name in output.folders("staging") if RUN_ID.fullmatch(name)):
         if output.exists(_intent(run_id)) and (current is None or run_id > current.run_id):
             _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id)))
             finished = run_id
