@@ -185,5 +185,5 @@ def test_recovery_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     unfinished.mkdir(parents=True)
     (unfinished / ".vca-tmp-1").write_bytes(b"a file that was being written")
     recover(output, reader)
-    assert output.folders("staging") == ["holiday"]
+    assert output.folders("staging") == ("holiday",)
     assert not unfinished.exists(), "also what only holds unfinished files goes"

@@ -161,12 +161,12 @@ class Output:
         with self.errors(folder):
             return sorted(name for name in self._walk(folder) if not name.rpartition("/")[2].startswith(TEMPORARY))
 
-    def folders(self, relative: str) -> list[str]:
+    def folders(self, relative: str) -> tuple[str, ...]:
         """Sorted names of the folders directly in a folder, also of those that hold unfinished files only."""
         folder = self._relative(relative)
         with self.errors(folder):
             depth = len(folder) + 1
-            return sorted({name[depth:].split("/")[0] for name in self._walk(folder) if "/" in name[depth:]})
+            return tuple(sorted({name[depth:].split("/")[0] for name in self._walk(folder) if "/" in name[depth:]}))
 
     def _walk(self, folder: str) -> Iterator[str]:
         if self._s3 is not None:
