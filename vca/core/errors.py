@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     HEADER_DAMAGED = "header_damaged"
     NO_STREAM = "no_stream"
     NO_FRAMES = "no_frames"
+    TRUNCATED = "truncated"
     ENCRYPTED = "encrypted"
     UNSUPPORTED_CODEC = "unsupported_codec"
     DECODE_ERROR = "decode_error"
@@ -50,6 +51,7 @@ CODES: dict[ErrorCode, CodeInfo] = {
     ErrorCode.HEADER_DAMAGED: CodeInfo("a media container whose header or index is missing or damaged", False),
     ErrorCode.NO_STREAM: CodeInfo("a valid container without an audio or video stream", False),
     ErrorCode.NO_FRAMES: CodeInfo("streams are declared but hold no frames (for example an init segment)", False),
+    ErrorCode.TRUNCATED: CodeInfo("the data end before the declared end; tagged up to there", False),
     ErrorCode.ENCRYPTED: CodeInfo("the streams are encrypted (DRM) and no key is available", False),
     ErrorCode.UNSUPPORTED_CODEC: CodeInfo("no decoder for the codec", False),
     ErrorCode.DECODE_ERROR: CodeInfo("the decoder rejected every packet", False),

@@ -180,7 +180,8 @@ def read_segment(
 ) -> Segment:
     """Decode `span` of the object that `reopen` opens; `path` is its name where it is a local file.
 
-    Raises `MediaError`: no_frames, decode_error, encrypted, unsupported_codec where neither picture nor sound decodes;
+    Raises `MediaError`: no_frames, truncated, decode_error, encrypted, unsupported_codec where neither picture nor sound
+    decodes;
     output_limit.
     """
     job = _Job(reopen, info, span, plan, config)
@@ -364,7 +365,8 @@ class _Job:
             return MediaError(ErrorCode.DECODE_ERROR, f"nothing decodes from {where}: {one.error}")
         if not can_decode(self.media.video) and self.media.audio is None:
             return MediaError(ErrorCode.UNSUPPORTED_CODEC, "no decoder for the video stream")
-        return MediaError(ErrorCode.NO_FRAMES, f"no picture and no sound from {where}: the data end earlier")
+        code = ErrorCode.TRUNCATED if span.start_us > 0 else ErrorCode.NO_FRAMES
+        return MediaError(code, f"no picture and no sound from {where}: the data end earlier")
 
     def _coverage(self, audio_mask: BoolArray, has_picture: bool) -> tuple[int, Failure | None]:
         """Time really delivered, and why it is not all.
@@ -401,7 +403,7 @@ class _Job:
                 code = ErrorCode.DECODE_ERROR
                 message = f"{amount} decoded, {one.damaged} damaged packets: {one.error or 'marked corrupt'}"
             else:
-                code, message = ErrorCode.NO_FRAMES, f"{amount} decoded, then the data end"
+                code, message = ErrorCode.TRUNCATED, f"{amount} decoded, then the data end"
         return coverage_us, None if code is None else Failure(code, "read", message)
 
     def _stand_in(self, audio_mask: BoolArray) -> BoolArray:

@@ -55,7 +55,7 @@ class Account:
             missing_us = row["media"]["duration_us"] - row["coverage_us"]
             damaged = row["error_code"] is not None or missing_us >= self.facts.step_us
             if damaged:
-                self.damage_counts[row["error_code"] or str(ErrorCode.NO_FRAMES)] += 1
+                self.damage_counts[row["error_code"] or str(ErrorCode.TRUNCATED)] += 1
             columns = _media_columns(row["media"], row["coverage_us"]) | {
                 "text_sources": sorted({piece["source"] for piece in row["text"]}),
                 "error_code": row["error_code"],
