@@ -180,9 +180,8 @@ def read_segment(
 ) -> Segment:
     """Decode `span` of the object that `reopen` opens; `path` is its name where it is a local file.
 
-    Raises `MediaError`: no_frames, truncated, decode_error, encrypted, unsupported_codec where neither picture nor sound
-    decodes;
-    output_limit.
+    Raises `MediaError`: output_limit; and where neither picture nor sound decodes no_frames, truncated, decode_error,
+    encrypted or unsupported_codec.
     """
     job = _Job(reopen, info, span, plan, config)
     try:
