@@ -31,6 +31,8 @@ from vca.models.vision import (
     vision_needs,
 )
 
+pytestmark = pytest.mark.integration
+
 STEP_US = 500_000
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 HALF = [0.5, 0.5, 0.5]
