@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import Job
+from tests.support.runs import LIGHT, Job
 from vca.media.demo import demo_truth
 from vca.pipelines import cluster, run
 from vca.tables.query import query
@@ -179,7 +179,7 @@ def test_a_run_stopped_before_tagging_keeps_its_features(
     clips = [c for c in demo_truth(seed=0) if str(c.status) == "tagged" and c.duration_us < 20_000_000][:3]
     for clip in clips:
         (archive / Path(clip.key).name).write_bytes((demo_archive / clip.key).read_bytes())
-    job = Job(str(archive), str(tmp_path / "out"))
+    job = Job(str(archive), str(tmp_path / "out"), LIGHT)
 
     def crash(*_: object) -> None:
         raise RuntimeError("power cut")
@@ -220,7 +220,7 @@ def test_broken_tracking_never_loses_a_night(demo_archive: Path, tmp_path: Path)
     archive.mkdir()
     clip = next(c for c in demo_truth(seed=0) if str(c.status) == "tagged" and c.duration_us < 20_000_000)
     (archive / Path(clip.key).name).write_bytes((demo_archive / clip.key).read_bytes())
-    job = Job(str(archive), str(tmp_path / "out"))
+    job = Job(str(archive), str(tmp_path / "out"), LIGHT)
     assert job.tag("tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2") == run.EXIT_OK
     assert "tracking   FAILED" in job.text
     assert job.query("SELECT mlflow_run_id FROM runs") == [{"mlflow_run_id": None}]
@@ -232,7 +232,7 @@ def test_over_budget_is_exit_code_1_and_still_published(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
     (archive / "empty.mp4").touch()
-    job = Job(str(archive), str(tmp_path / "out"))
+    job = Job(str(archive), str(tmp_path / "out"), LIGHT)
     assert job.tag("run.failure_budget=0.5") == run.EXIT_OVER_BUDGET
     assert "OVER THE FAILURE BUDGET" in job.text
     assert job.query("SELECT status, error_code FROM videos") == [{"status": "quarantined", "error_code": "empty_file"}]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import Job, stable_rows
+from tests.support.runs import LIGHT, Job, stable_rows
 from tests.support.s3 import s3_server
 from vca.core.schemas import TABLES
 from vca.media.demo import demo_truth
@@ -26,7 +26,7 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
             if name is not None:
                 (archive / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(demo_archive / name, archive / name)
-    local = Job(str(archive), str(tmp_path / "out"))
+    local = Job(str(archive), str(tmp_path / "out"), LIGHT)
     assert local.tag() == run.EXIT_OK, local.text
     with s3_server("films", "tags") as server:
         server.upload_folder(archive, "films", "videos")
@@ -34,7 +34,7 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
         remote = Job(
             "s3://films/videos",
             "s3://tags/vca",
-            (f"archive.storage.endpoint_url={endpoint}", f"output.storage.endpoint_url={endpoint}"),
+            (f"archive.storage.endpoint_url={endpoint}", f"output.storage.endpoint_url={endpoint}", *LIGHT),
         )
         assert remote.tag() == run.EXIT_OK, remote.text
         for name in COMPARED:
@@ -44,7 +44,8 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
         assert "nothing to do: all unchanged" in remote.text
 
         # Byte ranges instead of staged copies: the pictures are the same, so the tags are.
-        ranged = Job("s3://films/videos", str(tmp_path / "ranged"), (*remote.settings[:1], "decode.stage_limit_mb=0"))
+        settings = (remote.settings[0], "decode.stage_limit_mb=0", *LIGHT)
+        ranged = Job("s3://films/videos", str(tmp_path / "ranged"), settings)
         assert ranged.tag() == run.EXIT_OK, ranged.text
         same = "SELECT key, task, label, score, selected FROM video_categories ORDER BY ALL"
         assert ranged.query(same) == local.query(same)

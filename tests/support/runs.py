@@ -14,6 +14,9 @@ from vca.tables.query import query
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+LIGHT = ("encoders.ocr.kind=none", "encoders.speech.vad=none")
+"""For tests of the flow: encoders that load in no time. What OCR and speech find is tested elsewhere."""
+
 UNSTABLE = {"run_id", "uri", "fingerprint", "tagged_at", "first_failed_at", "last_failed_at"}
 """Columns that differ between two runs over the same content in different places."""
 
