@@ -26,7 +26,7 @@ def commands(repository: Path) -> list[str]:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=280, env=dict(os.environ)
+        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=500, env=dict(os.environ)
     )
 
 
