@@ -30,7 +30,8 @@ vca tag --config configs/local.yaml --set "archive.exclude=['**/trash/**']" --dr
 - Keys are strict. An unknown key, a value of the wrong type or out of its range ends the job with exit code 2 and one
   line for each problem, before anything is written.
 - `--dry-run` prints the resolved configuration and the plan, and publishes nothing; `vca plan` prints the plan alone.
-  On S3 both put one empty probe object under the output and delete it again, to see whether they may.
+  Neither writes anything. `vca tag` on S3 puts one empty object under the output and deletes it again, to see whether
+  it may.
 - Every run keeps its resolved configuration: column `config` of the table `runs`, and `config.json` in MLflow.
 - Paths are relative to the working directory. With `ray job submit --working-dir .` that is the folder submitted, so
   use `s3://` or a folder that all nodes share for archive and output.
