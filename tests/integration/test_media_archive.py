@@ -291,8 +291,7 @@ TITLES = [
 def test_burned_in_text_is_read(media_tagged: MediaRun, capsys: Shown) -> None:
     """Most titles letter by letter, but for case and spaces; most test pictures with the time they show.
 
-    Missed are a letter here and there in small type with wide gaps, and some of the time codes: they never stand
-    still, which is what the choice of frames looks for.
+    Missed are a letter here and there in small type with wide gaps, and two time codes in very small pictures.
     """
     pieces: dict[str, list[dict[str, Any]]] = {}
     for row in media_tagged.job.query("FROM transcripts WHERE source = 'ocr'"):

@@ -20,8 +20,8 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
     """Where the bytes lie changes nothing."""
     archive = tmp_path / "archive"
     archive.mkdir()
-    chosen = [c for c in demo_truth(seed=0) if c.duration_us < 15_000_000 or c.error_code]
-    for clip in chosen:
+    # Some of each kind: test_media_s3.py compares a whole folder.
+    for clip in [c for c in demo_truth(seed=0) if c.key.startswith(("damaged/", "kitchen/", "radio/", "traffic/"))]:
         for name in (clip.key, clip.sidecar):
             if name is not None:
                 (archive / name).parent.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,14 @@ def test_nothing_new_is_nothing_to_read() -> None:
     assert len(moving) == 0
 
 
+def test_text_that_never_stands_still() -> None:
+    """A clock that shows another time in every sample gives one frame, from the middle of the segment."""
+    frames = [picture(2 * i, line(20 + i), noise=i + 1) for i in range(8)]
+    pictures, _ = pick(frames)
+    assert len(pictures) == 1
+    assert np.array_equal(pictures[0], frames[4])
+
+
 def test_budget_is_kept_and_spread() -> None:
     """New text in every second cannot ask for more than the budget, and the end of the segment gets its share."""
     parts = [(2, line(i)) for i in range(60)]

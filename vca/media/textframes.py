@@ -3,8 +3,9 @@
 Text that is meant to be read stands still while the picture behind it moves. So the picture is cut into small tiles,
 and a tile counts when it is full of strokes (steps of luma), has the same strokes as in the sample before, and others
 than two samples before and than in the frames chosen so far. A frame is chosen when some such tiles lie side by side.
-One frame of every still shot passes too, which is wanted: there may be signs. Not met, but by chance, is text that
-never stands still, and text that takes more than two samples to fade in.
+One frame of every still shot passes too, which is wanted: there may be signs. Text that never stands still (a clock
+with fractions of a second, a crawl) and text that takes more than two samples to fade in is not found so: a segment
+in which nothing was chosen by its middle gives one frame that has lines of strokes at all.
 """
 
 import math
@@ -94,7 +95,8 @@ class TextFramePicker:
         is_new = int(new.sum()) >= MIN_TILES
         tokens = self._tokens(time_us)
         last_us = self._chosen[-1].start_us if self._chosen else self._span.start_us
-        if (is_new and tokens >= 1) or (time_us - last_us >= IDLE_US and tokens >= 2):
+        idle = time_us - last_us >= IDLE_US and tokens >= 2
+        if (is_new and tokens >= 1) or idle or self._last_chance(time_us, look):
             # Strokes that stood still were there at the sample before, too.
             start_us = self._time_us if is_new and before is not None else time_us
             self._chosen.append(_Chosen(self._fit(fetch()), look, new, max(start_us, self._span.start_us)))
@@ -102,6 +104,10 @@ class TextFramePicker:
         else:
             self._missed = new if is_new else None  # still new at the next sample, if it is still there
         self._before, self._two_before, self._time_us = look, before, time_us
+
+    def _last_chance(self, time_us: int, look: _Look) -> bool:
+        late = 2 * (time_us - self._span.start_us) >= self._span.duration_us
+        return late and not self._chosen and int(_in_lines(look.dense).sum()) >= MIN_TILES
 
     def result(self) -> tuple[Image, npt.NDArray[np.int64]]:
         """Pictures [M, h, w, 3] RGB, h at most `height`, and from when until when their text was on screen, [M, 2] us.

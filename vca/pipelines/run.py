@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_OVER_BUDGET, EXIT_CONFIG, EXIT_NOT_PUBLISHED = 0, 1, 2, 3
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised when the reading of media changes what features are made of, so that archives are read again."""
 
 
