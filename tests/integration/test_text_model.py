@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.tiny_models import save_tiny
 from vca.core.errors import ConfigError
 from vca.models.text import TextModel, TextModelConfig, pool_states, resolve_model, text_definition
 from vca.models.weights import PACKAGED_MINILM_SHA256, sha256_file, weights_definition
@@ -76,49 +76,6 @@ def test_any_text_is_taken(minilm: TextModel, texts: list[str]) -> None:
 
 
 # --- other architectures, tiny and random ----------------------------------------------------------------------------
-
-
-def save_tiny(folder: Path, kind: str) -> Any:
-    """A random checkpoint with a word-level tokenizer; padding on the left, as decoders like it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        BertConfig,
-        BertModel,
-        ModernBertConfig,
-        ModernBertModel,
-        PreTrainedTokenizerFast,
-        Qwen3Config,
-        Qwen3Model,
-    )
-
-    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrst"])}
-    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", padding_side="left"
-    )
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(words),
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-    }
-    model: Any
-    if kind == "bert":
-        model = BertModel(BertConfig(**sizes))
-    elif kind == "modernbert":
-        model = ModernBertModel(
-            ModernBertConfig(**sizes, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
-        )
-    else:
-        model = Qwen3Model(Qwen3Config(**sizes, num_key_value_heads=1, head_dim=8, bos_token_id=2, eos_token_id=3))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model.eval()
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "cls"), ("modernbert", "mean"), ("qwen3", "last")])

@@ -1,4 +1,6 @@
-"""Small immutable records that cross rooms. Shape letters: S grid steps, K frames a step, D features, L labels."""
+"""Small immutable records that cross rooms. Shape letters: S grid steps, D features, L labels,
+P places, Q kinds of participants.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -92,3 +94,21 @@ class Prediction:
     events: tuple[Event, ...]
     step_scores: Mapping[str, FloatArray] = field(default_factory=dict)  # span and step tasks: [S, L]
     embedding: FloatArray | None = None  # [D], length 1
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLogits:
+    """What a trained model says about one video before calibration. Tasks and labels follow its own taxonomy."""
+
+    video: Mapping[str, FloatArray]
+    """Video-level tasks: [L]."""
+    steps: Mapping[str, FloatArray]
+    """Span and step tasks: [S, L]."""
+    places: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Span tasks with places: [S, P]."""
+    participants: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Span tasks with participants: [S, Q]."""
+    step_shares: FloatArray | None = None
+    """Shares of vision, audio and text in each step [S, 3]; a row sums to 1, or is 0 without any modality."""
+    video_shares: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Shares of vision, audio and text behind the labels of video-level tasks: [L, 3]."""

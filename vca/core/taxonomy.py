@@ -1,6 +1,6 @@
 """The label space is data: tasks, labels, prompts, thresholds and event attributes read from one YAML file."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -103,6 +103,17 @@ class Taxonomy(Config):
             if task.name == name:
                 return task
         raise ConfigError(f"unknown task {name!r}; known: {', '.join(t.name for t in self.tasks)}")
+
+    def restrict(self, labels: Mapping[str, Collection[str]]) -> "Taxonomy":
+        """A copy with only these tasks and labels, in the same order; parents that are left out are forgotten."""
+        tasks = []
+        for task in self.tasks:
+            kept = [label for label in task.labels if label.name in labels.get(task.name, ())]
+            names = {label.name for label in kept}
+            if kept:
+                orphans = (la if la.parent in names else la.model_copy(update={"parent": None}) for la in kept)
+                tasks.append(task.model_copy(update={"labels": tuple(orphans)}))
+        return self.model_copy(update={"tasks": tuple(tasks)})
 
     def with_thresholds(self, thresholds: Mapping[str, float], field: str) -> "Taxonomy":
         """A copy in which `task.label` (or `task`) thresholds are replaced; unknown names are `ConfigError`s."""

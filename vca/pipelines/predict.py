@@ -69,6 +69,17 @@ def group_by_part(videos: dict[str, StoredVideo]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=GROUPS)
 
 
+def stored_videos(store: FeatureStore, groups: pa.Table) -> Iterator[pa.Table]:
+    """The segments (schema `FEATURES`) of every video of some groups (schema `GROUPS`), one table a video."""
+    for group in groups.to_pylist():
+        rows = store.read(group["parts"], [video["video_id"] for video in group["videos"]])
+        for video in group["videos"]:
+            mine = rows
+            for name, value in video.items():
+                mine = mine.filter(pc.equal(mine.column(name), value))
+            yield mine
+
+
 _CATEGORY = pa.struct(
     [
         pa.field("task", pa.string()),
@@ -161,17 +172,12 @@ class PredictStage:
         self._text_dim = text_model.dim
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
-        for group in groups.to_pylist():
-            rows = self._store.read(group["parts"], [video["video_id"] for video in group["videos"]])
-            for video in group["videos"]:
-                mine = rows
-                for name, value in video.items():
-                    mine = mine.filter(pc.equal(mine.column(name), value))
-                try:
-                    row = self._predict(mine)
-                except Exception as error:
-                    raise RuntimeError(f"video {video['video_id']} of {group['parts']}: {error!r}") from error
-                yield pa.Table.from_pylist([row], schema=PREDICTIONS)
+        for rows in stored_videos(self._store, groups):
+            try:
+                row = self._predict(rows)
+            except Exception as error:
+                raise RuntimeError(f"video {rows.column('video_id')[0]}: {error!r}") from error
+            yield pa.Table.from_pylist([row], schema=PREDICTIONS)
 
     def _predict(self, rows: pa.Table) -> dict[str, Any]:
         video = join_segments(rows)

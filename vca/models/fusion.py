@@ -1,0 +1,283 @@
+"""The fusion model: a pretrained language model that reads vision, audio and text on one time axis (design section 8).
+
+Every step of the grid becomes one token, a gated sum of its modalities; text tokens stand among the steps in order of
+time; a token for each task goes in front. Heads read task scores from the states by attention of each label over the
+whole sequence, and step scores from the states of the steps.
+
+Shape letters: B windows, S steps, N text tokens, K tasks, T = K + S + N tokens, H width of the language model, D width
+of a modality's features, M = 3 modalities (vision, audio, text), L labels, P places, Q kinds of participants.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vca.core.errors import ConfigError
+from vca.core.taxonomy import Task, TaskKind, Taxonomy
+from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
+from vca.models.fusion_inputs import MODALITIES, Tokenizer
+from vca.models.plm import load_plm, load_tokenizer, position_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+VISION, AUDIO, TEXT = range(len(MODALITIES))
+
+
+@dataclass
+class FusionOutputs:
+    """Logits by task. `gates` [B, S, M] and `video_shares` [B, L, M] tell where they come from."""
+
+    video: dict[str, Tensor] = field(default_factory=dict)  # [B, L]
+    steps: dict[str, Tensor] = field(default_factory=dict)  # [B, S, L]
+    places: dict[str, Tensor] = field(default_factory=dict)  # [B, S, P]
+    participants: dict[str, Tensor] = field(default_factory=dict)  # [B, S, Q]
+    gates: Tensor | None = None
+    video_shares: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FusionModel(nn.Module):
+    """See the module. Loads the language model; initialise torch's seed before for repeatable new layers."""
+
+    def __init__(self, config: FusionConfig, spec: FusionSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.plm: PreTrainedModel = load_plm(config.plm)
+        embeddings = self.plm.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        words = embeddings.weight.detach()
+        self.width, self.word_std = words.shape[1], float(words.std())
+        _check_length(config, spec, position_limit(self.plm))
+        self.steps = StepTokens(config, spec, self.width, self.word_std)
+        self.kinds = nn.Embedding(2, self.width)
+        nn.init.zeros_(self.kinds.weight)
+        self.task_tokens = nn.Parameter(_task_tokens(spec.taxonomy, words, load_tokenizer(config.plm)))
+        tasks = spec.taxonomy.tasks
+        self.video_heads = nn.ModuleDict(
+            {t.name: LabelAttention(self.width, len(t.labels), config.dropout) for t in tasks if not _in_time(t)}
+        )
+        self.step_heads = nn.ModuleDict({t.name: StepHead(t, self.width, config.dropout) for t in tasks if _in_time(t)})
+
+    def forward(self, batch: Batch) -> FusionOutputs:
+        """A batch of `fusion_inputs.collate` to logits. Padding changes nothing."""
+        words = self._words(batch)  # [B, N, H]
+        steps, gates = self.steps(batch, words)  # 1. one gated token a step
+        sequence, mask, order = self._interleave(batch, steps, words)  # 2. tasks, then steps and text by time
+        states = self._read(sequence, mask, order)  # 3. the language model, put back in place
+        return self._heads(batch, states, steps, gates)  # 4. what each task says
+
+    def _words(self, batch: Batch) -> Tensor:
+        words: Tensor = self.plm.get_input_embeddings()(batch["token_ids"]) + self.kinds(batch["token_kind"])
+        return words
+
+    def _interleave(self, batch: Batch, steps: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T, H] in reading order, their mask [B, T], and that order [B, T]: padding last, a phrase behind
+        the step in which it starts.
+        """
+        n_windows, n_tasks = steps.shape[0], self.task_tokens.shape[0]
+        tasks = self.task_tokens[None].expand(n_windows, -1, -1)
+        tokens = torch.cat([tasks.to(steps.dtype), steps, words.to(steps.dtype)], dim=1)
+        mask = torch.cat(
+            [torch.ones_like(batch["step_mask"][:, :1]).expand(-1, n_tasks), batch["step_mask"], batch["token_mask"]], 1
+        ).bool()
+        places = torch.arange(steps.shape[1], device=steps.device)[None].expand(n_windows, -1)
+        rank = torch.cat(
+            [places.new_full((n_windows, n_tasks), -1), 2 * places, 2 * batch["token_steps"][..., 0] + 1], 1
+        )
+        order = rank.masked_fill(~mask, 2**31 - 1).argsort(dim=1, stable=True)
+        return _take(tokens, order), mask.gather(1, order), order
+
+    def _read(self, sequence: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+        # Padding behind the longest window of the batch costs time and says nothing.
+        longest = int(mask.sum(dim=1).max())
+        kept = sequence[:, :longest]
+        states = self.plm(inputs_embeds=kept, attention_mask=mask[:, :longest].long()).last_hidden_state
+        states = nn.functional.pad(states, (0, 0, 0, sequence.shape[1] - longest))
+        back = order.argsort(dim=1, stable=True)
+        return _take(states, back)  # [B, T, H] as tasks, steps, text
+
+    def _heads(self, batch: Batch, states: Tensor, steps: Tensor, gates: Tensor) -> FusionOutputs:
+        n_tasks, n_steps = self.task_tokens.shape[0], steps.shape[1]
+        states = states.to(steps.dtype)
+        step_states = states[:, n_tasks : n_tasks + n_steps]
+        read, read_mask = states[:, n_tasks:], torch.cat([batch["step_mask"], batch["token_mask"]], 1).bool()
+        text_share = gates.new_zeros(*batch["token_mask"].shape, len(MODALITIES))
+        text_share[..., TEXT] = 1.0
+        shares = torch.cat([gates, text_share], dim=1)  # [B, S + N, M]
+        outputs = FusionOutputs(gates=gates)
+        for index, task in enumerate(self.spec.taxonomy.tasks):
+            if _in_time(task):
+                head = self.step_heads[task.name](steps, step_states)
+                outputs.steps[task.name] = head["time"]
+                if "place" in head:
+                    outputs.places[task.name] = head["place"]
+                if "participants" in head:
+                    outputs.participants[task.name] = head["participants"]
+            else:
+                logits, weights = self.video_heads[task.name](states[:, index], read, read_mask)
+                outputs.video[task.name] = logits
+                outputs.video_shares[task.name] = weights.detach() @ shares.detach()
+        return outputs
+
+
+class StepTokens(nn.Module):
+    """One token a step: projectors into the language model's space, a gate over the modalities that are there, learned
+    vectors for those that are missing.
+    """
+
+    def __init__(self, config: FusionConfig, spec: FusionSpec, width: int, word_std: float) -> None:
+        super().__init__()
+        self._drop = (config.drop_vision, config.drop_audio, config.drop_text)
+        self._noise = config.feature_noise
+        statistics = {"vision": spec.vision, "audio": spec.audio}
+        self.projectors = nn.ModuleDict()
+        for name, known in statistics.items():
+            if known is not None:
+                self.projectors[name] = Projector(known, width, config.dropout)
+        self.text = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.missing = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
+        self.modality = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
+        self.gate = nn.Sequential(
+            nn.Linear(len(MODALITIES) * width, width), nn.GELU(), nn.Linear(width, len(MODALITIES))
+        )
+        self.join = nn.Linear(len(MODALITIES) * width, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.constant_(self.norm.weight, word_std)  # tokens as large as the words the language model knows
+
+    def forward(self, batch: Batch, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, S, H] and gates [B, S, M], zero where no modality is there."""
+        present = self._present(batch)  # [B, S, M]
+        text, heard = _mean_words(batch, words)
+        parts = [self._part("vision", batch, text), self._part("audio", batch, text), self.text(text)]
+        present = torch.stack([present[..., VISION], present[..., AUDIO], present[..., TEXT] & heard], dim=-1)
+        found = torch.stack(parts, dim=2) + self.modality  # [B, S, M, H]
+        missing = self.missing.expand_as(found)
+        values = torch.where(present[..., None], found, missing)
+        scores = self.gate(values.flatten(2)).masked_fill(~present, -1e4)
+        gates = scores.softmax(dim=-1) * present
+        weights = torch.where(present, gates * present.sum(-1, keepdim=True), torch.ones_like(gates))
+        return self.norm(self.join((values * weights[..., None]).flatten(2))), gates
+
+    def _part(self, name: str, batch: Batch, like: Tensor) -> Tensor:
+        if name not in self.projectors or name not in batch:
+            return torch.zeros_like(like)
+        values = batch[name]
+        if self.training and self._noise:
+            values = values + self._noise * torch.randn_like(values) * self.get_buffer(f"projectors.{name}.std")
+        part: Tensor = self.projectors[name](values)
+        return part
+
+    def _present(self, batch: Batch) -> Tensor:
+        """Which steps have which modality; in training some windows lose one, but never the last they have."""
+        steps = batch["step_mask"].bool()
+        masks = [batch.get(f"{name}_mask", torch.zeros_like(steps)).bool() & steps for name in MODALITIES[:TEXT]]
+        masks.append(steps if bool(batch["token_mask"].any()) else torch.zeros_like(steps))
+        present = torch.stack(masks, dim=-1)  # [B, S, M]
+        if not self.training:
+            return present
+        has = present.any(dim=1)  # [B, M]
+        has[:, TEXT] = batch["token_mask"].any(dim=1)
+        draw = torch.rand(has.shape, device=has.device).masked_fill(~has, -1.0)
+        last = nn.functional.one_hot(draw.argmax(dim=1), has.shape[1]).bool()
+        keep = (draw >= torch.tensor(self._drop, device=has.device)) | last
+        return present & keep[:, None]
+
+
+class Projector(nn.Module):
+    """Standardised features to the width of the language model."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, statistics: FeatureStatistics, width: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(len(statistics.mean), width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        projected: Tensor = self.layers(((values - self.mean) / self.std).clamp(-10, 10))
+        return projected
+
+
+class LabelAttention(nn.Module):
+    """Each label looks for its own evidence in the sequence (after Query2Label, Liu et al., 2021, with one layer)."""
+
+    def __init__(self, width: int, n_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.keys = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.queries = nn.Parameter(torch.randn(n_labels, width) * 0.02)
+        self.values = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
+        self.weights = nn.Parameter(torch.randn(n_labels, width) * 0.02)
+        self.task = nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, n_labels))
+
+    def forward(self, task_state: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Task state [B, H] and states [B, T, H] to logits [B, L] and the attention [B, L, T] behind them."""
+        scores = self.queries @ self.keys(states).transpose(1, 2) / states.shape[-1] ** 0.5  # [B, L, T]
+        attention = scores.masked_fill(~mask[:, None], -1e4).softmax(dim=-1)
+        found = attention @ self.values(states)  # [B, L, H]
+        return (found * self.weights).sum(dim=-1) + self.task(task_state), attention
+
+
+class StepHead(nn.Module):
+    """Scores of a step from its token and its state: the first knows the moment, the second what is around it."""
+
+    def __init__(self, task: Task, width: int, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(dropout))
+        parts = {"time": len(task.labels)}
+        if task.attributes.place is not None:
+            parts["place"] = len(task.attributes.place.labels)
+        if task.attributes.participants is not None:
+            parts["participants"] = len(task.attributes.participants.labels)
+        self.parts = nn.ModuleDict({name: nn.Linear(width, n) for name, n in parts.items()})
+
+    def forward(self, steps: Tensor, states: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(torch.cat([steps, states], dim=-1))
+        return {name: layer(hidden) for name, layer in self.parts.items()}
+
+
+def _in_time(task: Task) -> bool:
+    return task.kind in (TaskKind.SPAN, TaskKind.STEP)
+
+
+def _take(tokens: Tensor, order: Tensor) -> Tensor:
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _mean_words(batch: Batch, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [B, S, H] of the words said or shown during each step, and which steps have any [B, S]."""
+    places = torch.arange(batch["step_mask"].shape[1], device=words.device)[None, :, None]
+    first, last = batch["token_steps"][:, None, :, 0], batch["token_steps"][:, None, :, 1]
+    covers = (first <= places) & (places <= last) & batch["token_mask"][:, None].bool()  # [B, S, N]
+    weights = covers.to(words.dtype)
+    n_words = weights.sum(dim=-1, keepdim=True)
+    return weights @ words / n_words.clamp(min=1), covers.any(dim=-1)
+
+
+def _task_tokens(taxonomy: Taxonomy, words: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """[K, H]: a task starts as the mean of the words that describe it."""
+    rows = []
+    for task in taxonomy.tasks:
+        ids = tokenizer.encode(task.description)
+        rows.append(words[ids].mean(dim=0) if ids else words.mean(dim=0))
+    return torch.stack(rows).clone()
+
+
+def _check_length(config: FusionConfig, spec: FusionSpec, limit: int) -> None:
+    n_tasks, n_steps = len(spec.taxonomy.tasks), config.inputs.window_steps(spec.step_us)
+    needed = n_tasks + n_steps + config.inputs.max_text_tokens
+    if needed > limit:
+        raise ConfigError(
+            f"fusion.inputs: {n_tasks} tasks, {n_steps} steps and {config.inputs.max_text_tokens} text tokens are "
+            f"{needed} tokens, the language model takes {limit}; make window_s or max_text_tokens smaller"
+        )
