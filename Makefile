@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(BIN)/python -m pytest
+# Two processes: one for all tests with a Ray cluster, one for the rest. `make test JOBS=0` runs them one by one.
+JOBS   ?= 2
 
 # Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.
 LOCK := $(if $(shell command -v flock),flock Makefile)
@@ -58,7 +60,7 @@ format: $(STAMP)  ## Mend what ruff can mend
 
 .PHONY: test
 test: $(STAMP)  ## Unit, integration and golden tests
-	$(PYTEST) -m "not gpu" tests/unit tests/integration tests/golden
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not gpu" tests/unit tests/integration tests/golden
 
 .PHONY: unit
 unit: $(STAMP)  ## Fast tests in one process, without Ray

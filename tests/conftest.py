@@ -17,6 +17,7 @@ os.environ.update(
 # Not overwritten: a person may want to see a test with more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,38 @@ def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Keeps measured figures for people: they stand together at the end of the run."""
+
+    def keep(text: str) -> None:
+        request.node.user_properties.append(("figures", text))
+
+    return keep
+
+
+CLUSTER = ("ray_cluster", "media_tagged")
+OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_training.py", "test_bad_input.py")
+"""Modules whose tests start a Ray of their own, in other processes."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy."""
+    """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy.
+
+    Run by several processes, all tests with a Ray cluster stay in one of them, and modules stay whole.
+    """
     for item in items:
-        if "media_dir" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "media_dir" in fixtures:
             item.add_marker(pytest.mark.media)
+        one_ray = item.path.name in OWN_CLUSTER or any(name in fixtures for name in CLUSTER)
+        item.add_marker(pytest.mark.xdist_group("cluster" if one_ray else str(item.path)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    kept = [(r.nodeid, text) for r in reports for name, text in r.user_properties if name == "figures"]
+    if kept:
+        terminalreporter.section("figures")
+    for test, text in sorted(kept):
+        terminalreporter.write_line(f"{test.rpartition('/')[2]}\n{text.strip()}\n")

@@ -18,7 +18,10 @@ ConfigPath = Annotated[str, typer.Option("--config", help="YAML file with the co
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")]
 OutputUri = Annotated[str | None, typer.Option("--output", help="Output to read; default: that of the configuration.")]
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and what would be done.")]
+
 DEFAULT_CONFIG = "configs/local.yaml"
+FINETUNE_CONFIG = "configs/finetune.yaml"
 
 
 class Style(StrEnum):
@@ -31,7 +34,7 @@ class Style(StrEnum):
 def tag(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Tag what is new or changed in an archive and publish the tables."""
     from vca.pipelines.door import run_tag
@@ -45,6 +48,22 @@ def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> No
     from vca.pipelines.door import run_plan
 
     raise typer.Exit(run_plan(config, overrides or []))
+
+
+@app.command()
+def finetune(config: ConfigPath = FINETUNE_CONFIG, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Train a fusion model on stored features and annotations, evaluate and register it."""
+    from vca.pipelines.door import run_finetune
+
+    raise typer.Exit(run_finetune(config, overrides or [], dry_run))
+
+
+@app.command()
+def evaluate(config: ConfigPath = FINETUNE_CONFIG, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Judge a trained model on the test split, beside zero-shot and a linear probe."""
+    from vca.pipelines.door import run_evaluate
+
+    raise typer.Exit(run_evaluate(config, overrides or [], dry_run))
 
 
 @app.command()
@@ -80,11 +99,13 @@ def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, out
 def demo(
     archive: Annotated[str, typer.Option("--archive", help="Folder for the generated archive.")] = "demo/archive",
     seed: Annotated[int, typer.Option(help="Same seed, same archive.")] = 0,
+    clips: Annotated[int, typer.Option(min=0, help="Labelled clips besides, to fine-tune on; 0 for none.")] = 0,
+    annotations: Annotated[str | None, typer.Option(help="File for their labels; default: beside the archive.")] = None,
 ) -> None:
     """Generate a small archive of short videos with sound, subtitles and a few broken files."""
     from vca.pipelines.door import make_demo
 
-    raise typer.Exit(make_demo(archive, seed))
+    raise typer.Exit(make_demo(archive, seed, clips, annotations))
 
 
 def _print_or_fail(make: Callable[[], str]) -> None:

@@ -10,7 +10,7 @@ import av
 import pysubs2
 import pytest
 
-from tests.support.media import MediaRun, decodes_cleanly, listed_media
+from tests.support.media import Figures, MediaRun, decodes_cleanly, listed_media
 from tests.support.runs import Job
 from vca.core.metrics import speech_activity_error
 from vca.core.timeline import Span, seconds_to_us
@@ -19,7 +19,6 @@ from vca.pipelines import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-Shown = pytest.CaptureFixture[str]
 SUBTITLES = "mediabunny/test/public/subtitles"
 
 
@@ -288,7 +287,7 @@ TITLES = [
 ]
 
 
-def test_burned_in_text_is_read(media_tagged: MediaRun, capsys: Shown) -> None:
+def test_burned_in_text_is_read(media_tagged: MediaRun, figures: Figures) -> None:
     """Most titles letter by letter, but for case and spaces; most test pictures with the time they show.
 
     Missed are a letter here and there in small type with wide gaps, and two time codes in very small pictures.
@@ -305,9 +304,10 @@ def test_burned_in_text_is_read(media_tagged: MediaRun, capsys: Shown) -> None:
         key: [(float(m[1]), p) for p in pieces.get(key, ()) if (m := TIMECODE.search(p["text"]))] for key in TIMECODES
     }
     untimed = [key for key, times in shown.items() if not times]
-    with capsys.disabled():
-        print(f"\nburned-in text: {len(TITLES) - len(unread)} of {len(TITLES)} titles, not {unread}")
-        print(f"time codes: {len(TIMECODES) - len(untimed)} of {len(TIMECODES)}, not {untimed}")
+    figures(
+        f"burned-in text: {len(TITLES) - len(unread)} of {len(TITLES)} titles, not {unread}\n"
+        f"time codes: {len(TIMECODES) - len(untimed)} of {len(TIMECODES)}, not {untimed}"
+    )
     assert len(unread) <= 0.25 * len(TITLES), unread
     assert len(untimed) <= 0.3 * len(TIMECODES), untimed
     # A time that was read is about the time at which it was read: from the picture on screen at the start of the piece
@@ -330,7 +330,7 @@ def _letters(text: str) -> str:
 SPLITS = {"trn": "train", "dev": "development", "tst": "test"}
 
 
-def test_speech_activity_on_meetings(media_tagged: MediaRun, media_dir: Path, capsys: Shown) -> None:
+def test_speech_activity_on_meetings(media_tagged: MediaRun, media_dir: Path, figures: Figures) -> None:
     """The published spans against the annotation of the meetings. The detector was set up on `trn` alone."""
     folder = media_dir / "pyannote_ami"
     found: dict[str, list[Span]] = {}
@@ -353,8 +353,7 @@ def test_speech_activity_on_meetings(media_tagged: MediaRun, media_dir: Path, ca
         wrong[split], spoken[split] = false_alarm + missed, sum(e.reference_s for e in errors)
         rate = wrong[split] / spoken[split]
         lines.append(f"{split:15} {len(errors):6} {spoken[split]:9.1f} {false_alarm:14.1f} {missed:9.1f} {rate:11.3f}")
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
+    figures("\n".join(lines))
     assert wrong["trn"] / spoken["trn"] < 0.15
     assert (wrong["dev"] + wrong["tst"]) / (spoken["dev"] + spoken["tst"]) < 0.2
 
@@ -373,7 +372,7 @@ def _turns(path: Path, *, start: int, length: int) -> dict[str, list[Span]]:
 # --- tags and runs ---------------------------------------------------------------------------------------------------
 
 
-def test_no_label_without_evidence(media_tagged: MediaRun, capsys: Shown) -> None:
+def test_no_label_without_evidence(media_tagged: MediaRun, figures: Figures) -> None:
     """The default model reads text. A video without any gets scores, but no label is selected and no event found."""
     job = media_tagged.job
     silent = "SELECT video_id FROM videos WHERE coverage_s > 0 AND video_id NOT IN (SELECT video_id FROM words)"
@@ -387,30 +386,26 @@ def test_no_label_without_evidence(media_tagged: MediaRun, capsys: Shown) -> Non
     (scored,) = job.query("SELECT count(DISTINCT video_id) AS n FROM video_categories")
     assert scored == tagged, "every video that was decoded has scores"
     selected = job.query("SELECT key, task, label, score FROM video_categories WHERE selected ORDER BY ALL")
-    with capsys.disabled():
-        print(f"\nselected labels ({n['n']} videos have no text):")
-        for row in selected:
-            print(f"  {row['score']:.2f} {row['task']}.{row['label']:24} {row['key']}")
+    lines = [f"  {row['score']:.2f} {row['task']}.{row['label']:24} {row['key']}" for row in selected]
+    figures("\n".join([f"selected labels ({n['n']} videos have no text):", *lines]))
     assert any(r["key"] == "torchcodec/nasa_13013.mp4" and r["label"] == "science_nature" for r in selected)
 
 
-def test_the_run_met_nothing_unexpected(media_tagged: MediaRun, capsys: Shown) -> None:
+def test_the_run_met_nothing_unexpected(media_tagged: MediaRun, figures: Figures) -> None:
     """No exception was swallowed on the way."""
     (row,) = media_tagged.job.query("SELECT decoded_s, wall_s, realtime_factor FROM runs")
-    with capsys.disabled():
-        print(f"\n{row['decoded_s']:.0f} s of media in {row['wall_s']:.0f} s: {row['realtime_factor']:.1f} x real time")
+    figures(f"{row['decoded_s']:.0f} s of media in {row['wall_s']:.0f} s: {row['realtime_factor']:.1f} x real time")
     assert "published" in media_tagged.said
     assert "Traceback" not in media_tagged.said
 
 
-def test_second_run_decodes_nothing(media_tagged: MediaRun, tmp_path: Path, capsys: Shown) -> None:
+def test_second_run_decodes_nothing(media_tagged: MediaRun, tmp_path: Path, figures: Figures) -> None:
     """Neither what was tagged nor what is in quarantine is looked at again."""
     shutil.copytree(media_tagged.job.output, tmp_path / "out")
     again = Job(media_tagged.job.archive, str(tmp_path / "out"), media_tagged.job.settings)
     assert again.tag() == run.EXIT_OK, again.text
     first, second = again.query("FROM runs ORDER BY run_id")
-    with capsys.disabled():
-        print(f"\nsecond run: {second['wall_s']:.1f} s")
+    figures(f"second run: {second['wall_s']:.1f} s")
     assert "nothing to do: all unchanged" in again.text
     assert second["unchanged"] == second["listed"] == first["listed"]
     assert second["decoded_s"] == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.media import MediaRun
+from tests.support.media import Figures, MediaRun
 from tests.support.runs import Job, stable_rows
 from tests.support.s3 import s3_server
 from vca.core.schemas import TABLES
@@ -16,7 +16,7 @@ COMPARED = [name for name in TABLES if name != "runs"]
 
 
 def test_real_media_in_s3_gives_the_same_tables_row_for_row(
-    media_dir: Path, media_tagged: MediaRun, capsys: pytest.CaptureFixture[str]
+    media_dir: Path, media_tagged: MediaRun, figures: Figures
 ) -> None:
     """Every container and codec of the folder, also the broken ones, read over HTTP."""
     local = media_tagged.job
@@ -30,8 +30,7 @@ def test_real_media_in_s3_gives_the_same_tables_row_for_row(
         )
         assert remote.tag() == run.EXIT_OK, remote.text
         (row,) = remote.query("FROM runs")
-        with capsys.disabled():
-            print(f"\nS3: {row['listed']} objects in {row['wall_s']:.0f} s, on disk {media_tagged.wall_s:.0f} s")
+        figures(f"S3: {row['listed']} objects in {row['wall_s']:.0f} s, on disk {media_tagged.wall_s:.0f} s")
         assert row["listed"] > 150
         for name in COMPARED:
             there, here = stable_rows(remote.reader(), name), stable_rows(local.reader(), name)

@@ -1,11 +1,15 @@
 """The folder of real media: its index, and the one run over it that several test modules look at."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.memory import Peak
 from tests.support.runs import Job
+
+Figures = Callable[[str], None]
+"""The fixture `figures`."""
 
 
 @dataclass(frozen=True)

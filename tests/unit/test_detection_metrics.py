@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vca.core.metrics import (
@@ -129,6 +129,7 @@ def test_a_class_without_events_is_unknown() -> None:
     assert detection_average_precision(detect([[Span(0, 1)]], [[]], (0.5,))) == pytest.approx(0.0)
 
 
+@settings(deadline=None)
 @given(splits())
 def test_is_the_activitynet_evaluator(split: tuple[list[list[Span]], list[Found]]) -> None:
     """Any split, equal scores and overlapping events included."""
@@ -138,6 +139,7 @@ def test_is_the_activitynet_evaluator(split: tuple[list[list[Span]], list[Found]
     assert ours == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
+@settings(deadline=None)
 @given(splits(different_scores=True), st.lists(st.integers(0, 3), min_size=4, max_size=4))
 def test_a_weight_is_a_repeated_video(split: tuple[list[list[Span]], list[Found]], drawn: list[int]) -> None:
     """The bootstrap weighs videos where the evaluator would be run on a list that repeats them."""
@@ -149,6 +151,7 @@ def test_a_weight_is_a_repeated_video(split: tuple[list[list[Span]], list[Found]
     assert weighted == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
+@settings(deadline=None)
 @given(splits(different_scores=True), st.randoms())
 def test_properties(split: tuple[list[list[Span]], list[Found]], chance: random.Random) -> None:
     """Bounded, falling with the threshold, 1 for the truth itself, blind to order and to a doubled archive."""
@@ -171,6 +174,7 @@ def test_properties(split: tuple[list[list[Span]], list[Found]], chance: random.
     assert precision([truth[v] for v in order], shuffled) == pytest.approx(values)
 
 
+@settings(deadline=None)
 @given(splits())
 def test_counts_add_up(split: tuple[list[list[Span]], list[Found]]) -> None:
     """Every prediction is right or wrong, every event found or missed, and none is found twice."""

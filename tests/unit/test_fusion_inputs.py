@@ -31,8 +31,10 @@ TAXONOMY: Taxonomy = parse_taxonomy(
     """
 name: t
 tasks:
-  - {name: content, kind: multi_label, description: what, labels: [{name: a, description: a}, {name: b, description: b}]}
-  - {name: mood, kind: single_label, description: how, labels: [{name: good, description: g}, {name: bad, description: b}]}
+  - {name: content, kind: multi_label, description: c,
+     labels: [{name: a, description: a}, {name: b, description: b}]}
+  - {name: mood, kind: single_label, description: m,
+     labels: [{name: good, description: g}, {name: bad, description: b}]}
   - name: events
     kind: span
     description: when

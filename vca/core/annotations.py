@@ -18,7 +18,7 @@ from vca.core.errors import ConfigError
 from vca.core.identity import canonical_json, digest, video_id
 from vca.core.schemas import optional, required
 from vca.core.taxonomy import TaskKind, Taxonomy
-from vca.core.timeline import Span, seconds_to_us
+from vca.core.timeline import Span, seconds_to_us, us_to_seconds
 
 
 class Split(StrEnum):
@@ -47,7 +47,7 @@ COLUMNS = pa.schema(
             pa.list_(pa.field("element", pa.string())),
             "who takes part; null: not annotated, empty: nobody",
         ),
-        optional("split", pa.string(), "train, validation, calibration or test; null: drawn by `splits`"),
+        optional("split", pa.string(), "train, validation, calibration or test; null: that of its group, or drawn"),
         optional("group", pa.string(), "videos of one group (a series, a camera) are never in two splits"),
         optional("annotator", pa.string(), "who says so"),
     ]
@@ -108,7 +108,8 @@ class SplitConfig(Config):
             point -= getattr(self, split.value)
             if point < 0:
                 return split
-        return Split.TEST
+        # Shares that add up to a hair less than 1 leave a gap at the end; never a split that nobody asked for.
+        return [split for split in Split if getattr(self, split.value) > 0][-1]
 
 
 def annotation_version(truths: Iterable[VideoTruth]) -> str:
@@ -119,16 +120,16 @@ def annotation_version(truths: Iterable[VideoTruth]) -> str:
 
 def _plain(truth: VideoTruth) -> dict[str, Any]:
     events = {
-        task: sorted(
+        task: [
             [
                 event.span.start_us,
                 event.span.end_us,
                 event.label,
-                event.place or "",
+                event.place,
                 None if event.participants is None else sorted(event.participants),
             ]
-            for event in events
-        )
+            for event in sorted(events, key=lambda event: (event.span, event.label))
+        ]
         for task, events in truth.events.items()
     }
     labels = {task: sorted(names) for task, names in truth.labels.items()}
@@ -154,21 +155,31 @@ def read_rows(
                 break
     if problems:
         raise ConfigError("\n".join(problems))
-    _one_split_per_group(drafts.values(), splits)
+    _one_label_at_a_time(drafts.values(), taxonomy)
+    _one_split_per_group(drafts.values())
     return [drafts[name].truth(splits) for name in sorted(drafts)]
 
 
 PROBLEM_LIMIT = 20
+TEXT_LIMIT = 4096
+"""Longest text of a column, characters; keys of object stores end at 1024 bytes."""
+TIME_LIMIT_S = 10**9
+"""Latest time, 30 years: microseconds below it survive the way through float64 seconds."""
+SHOWN_LIMIT = 80
 _SPANNED = (TaskKind.SPAN, TaskKind.STEP)
 
 
 @dataclass
 class _Draft:
+    """One video while its rows come in; `where` is its first row, and of split and group the row that says so."""
+
     video_id: str
     where: str
     key: str | None = None
     split: Split | None = None
+    split_where: str = ""
     group: str | None = None
+    group_where: str = ""
     labels: dict[str, set[str]] = field(default_factory=dict)
     events: dict[str, dict[tuple[Span, str], TrueEvent]] = field(default_factory=dict)
 
@@ -200,12 +211,19 @@ def _add(drafts: dict[str, _Draft], where: str, row: Mapping[str, Any], taxonomy
         if split not in list(Split):
             raise ConfigError(f"split {split!r} is unknown; use {', '.join(Split)}")
         if draft.split not in (None, split):
-            raise ConfigError(f"split {split!r}, but {draft.where} puts this video into {str(draft.split)!r}")
-        draft.split = Split(split)
+            raise ConfigError(
+                f"split {split!r}, but {draft.split_where} puts this video into {str(draft.split)!r}; keep one"
+            )
+        if draft.split is None:
+            draft.split, draft.split_where = Split(split), where
     if group is not None:
         if draft.group not in (None, group):
-            raise ConfigError(f"group {group!r}, but {draft.where} puts this video into {draft.group!r}")
-        draft.group = group
+            raise ConfigError(
+                f"group {group!r}, but {draft.group_where} puts this video into {draft.group!r}; keep one"
+            )
+        if draft.group is None:
+            draft.group, draft.group_where = group, where
+    _text(row, "annotator")
     _add_fact(draft, row, taxonomy)
 
 
@@ -218,8 +236,10 @@ def _add_fact(draft: _Draft, row: Mapping[str, Any], taxonomy: Taxonomy) -> None
     if label is not None and label not in task.label_names():
         raise ConfigError(f"label {label!r} is not in task {name}; known: {', '.join(task.label_names())}")
     times = [row.get("start_s"), row.get("end_s")]
+    place, people = _text(row, "place"), _texts(row, "participants")
+    bare = times == [None, None] and place is None and people is None
     if task.kind not in _SPANNED:
-        if times != [None, None] or row.get("place") is not None or row.get("participants") is not None:
+        if not bare:
             raise ConfigError(f"task {name} is about the whole video; leave out start_s, end_s, place, participants")
         held = draft.labels.setdefault(name, set())
         held |= set() if label is None else {label}
@@ -228,9 +248,10 @@ def _add_fact(draft: _Draft, row: Mapping[str, Any], taxonomy: Taxonomy) -> None
         return
     found = draft.events.setdefault(name, {})
     if label is None:
+        if not bare:
+            raise ConfigError("a row without a label says that nothing holds; give the label, or leave out the rest")
         return
     span = _span(times)
-    place, people = _text(row, "place"), row.get("participants")
     for field_name, attribute, values in (
         ("place", task.attributes.place, [] if place is None else [place]),
         ("participants", task.attributes.participants, people or []),
@@ -241,12 +262,17 @@ def _add_fact(draft: _Draft, row: Mapping[str, Any], taxonomy: Taxonomy) -> None
             raise ConfigError(f"{field_name} {wrong[0]!r} is not in task {name}; known: {', '.join(known) or 'none'}")
     event = TrueEvent(label, span, place, None if people is None else frozenset(people))
     if found.setdefault((span, label), event) != event:
-        raise ConfigError(f"the same {label} at {times[0]} to {times[1]} s is given with another place or participants")
+        raise ConfigError(
+            f"the same {label} at {times[0]} to {times[1]} s is given with another place or participants; keep one"
+        )
 
 
 def _span(times: list[Any]) -> Span:
-    if any(not isinstance(t, int | float) or isinstance(t, bool) or t != t or t in (float("inf"),) for t in times):
-        raise ConfigError(f"start_s {times[0]!r} and end_s {times[1]!r}: an event needs both, in seconds")
+    if any(
+        not isinstance(t, int | float) or isinstance(t, bool) or not -TIME_LIMIT_S < t < TIME_LIMIT_S for t in times
+    ):
+        shown = [_shown(time) for time in times]
+        raise ConfigError(f"start_s {shown[0]} and end_s {shown[1]}: an event needs both, in seconds")
     start_us, end_us = seconds_to_us(times[0]), seconds_to_us(times[1])
     if start_us < 0 or end_us <= start_us:
         raise ConfigError(f"start_s {times[0]} and end_s {times[1]}: an event starts at 0 or later and ends after that")
@@ -255,22 +281,66 @@ def _span(times: list[Any]) -> Span:
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
-    if value is None or value == "":
+    return None if value is None or value == "" else _checked(value, name)
+
+
+def _texts(row: Mapping[str, Any], name: str) -> list[str] | None:
+    value = row.get(name)
+    if value is None:
         return None
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name} is {_shown(value)}; it must be a list of texts")
+    return [_checked(item, name) for item in value]
+
+
+def _checked(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{name} is {value!r}; it must be text")
+        raise ConfigError(f"{name} is {_shown(value)}; it must be text")
+    if len(value) > TEXT_LIMIT:
+        raise ConfigError(f"{name} is {_shown(value)}; the limit is {TEXT_LIMIT} characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can spell what no text can hold
+        raise ConfigError(f"{name} is {_shown(value)}; it is no valid Unicode")
     return value
 
 
-def _one_split_per_group(drafts: Iterable[_Draft], splits: SplitConfig) -> None:
-    seen: dict[str, tuple[Split, str]] = {}
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:  # Python refuses to print the longest ones
+        return "a number of over 19 digits"
+    text = repr(value)
+    return text if len(text) <= SHOWN_LIMIT else text[: SHOWN_LIMIT - 3] + "..."
+
+
+def _one_label_at_a_time(drafts: Iterable[_Draft], taxonomy: Taxonomy) -> None:
+    """A step has one label: stretches of two labels that overlap contradict each other."""
     for draft in drafts:
-        if draft.group is None:
+        for name, found in draft.events.items():
+            if taxonomy.task(name).kind is not TaskKind.STEP:
+                continue
+            until: dict[str, int] = {}
+            for span, label in sorted(found):
+                other = next((la for la, end_us in until.items() if la != label and end_us > span.start_us), None)
+                if other is not None:
+                    raise ConfigError(
+                        f"{draft.where} and after: task {name} has one label at a time, but in video "
+                        f"{draft.key or draft.video_id!r} {label} starts at {us_to_seconds(span.start_us):g} s, before "
+                        f"{other} ends; shorten one"
+                    )
+                until[label] = max(until.get(label, 0), span.end_us)
+
+
+def _one_split_per_group(drafts: Iterable[_Draft]) -> None:
+    """A group follows the split that any of its rows gives, so that it never straddles two."""
+    given: dict[str, _Draft] = {}
+    members = [draft for draft in drafts if draft.group is not None]
+    for draft in members:
+        if draft.split is None or draft.group is None:
             continue
-        split = draft.split or splits.split_of(draft.group)
-        other, where = seen.setdefault(draft.group, (split, draft.where))
-        if other != split:
+        other = given.setdefault(draft.group, draft)
+        if other.split != draft.split:
             raise ConfigError(
-                f"{draft.where}: group {draft.group!r} is in {str(split)!r} here and in {str(other)!r} at {where}; "
-                "a group has one split"
+                f"{draft.split_where}: group {draft.group!r} is in split {str(draft.split)!r} here and in "
+                f"{str(other.split)!r} at {other.split_where}; a group has one split"
             )
+    for draft in members:
+        if draft.group in given:
+            draft.split = given[draft.group].split

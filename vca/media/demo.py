@@ -4,27 +4,19 @@ The script (`CLIPS`) says what is shown, heard and said; `demo_truth` gives it t
 The seed moves cuts, textures and sounds, never words. Equal seeds give equal bytes on one build of FFmpeg.
 """
 
-import io
-import os
-import tempfile
 import zlib
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import av
 import numpy as np
-import pysubs2
-from av.subtitles.subtitle import SubtitleSet
 
-from vca.core.errors import ConfigError, ErrorCode
+from vca.core.errors import ErrorCode
 from vca.core.records import TextPiece
 from vca.core.schemas import Status, TextSource
 from vca.core.timeline import US_PER_S, Span
-from vca.media.demo_render import SYNTH_RATE, FloatArray, ScenePainter, synthesise
-
-TICK_US = 200_000  # cuts lie on multiples of this; it is a whole number of frames at every rate used below
+from vca.media.demo_encode import TICK_US, Packing, encode, place_file, subtitle_text
+from vca.media.demo_render import FloatArray, ScenePainter, synthesise
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +33,6 @@ class Scene:
     participants: tuple[str, ...] = ()
     title: str | None = None
     """Burned into the picture; None is the title of the clip."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a clip is stored. None leaves a stream out."""
-
-    container: str
-    video: str | None = "libx264"
-    audio: str | None = "aac"
-    width: int = 320
-    height: int = 180
-    fps: int = 15
-    rate_hz: int = 44_100
-    channels: int = 1
-    rotation: int = 0
-    """Degrees counter-clockwise that a player turns the stored picture; width and height are those on screen."""
-    embedded: Literal["srt", "ass", "webvtt", "mov_text"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,31 +267,14 @@ def make_demo_archive(folder: Path, seed: int = 0) -> list[Path]:
     A file that is there with the same bytes is not touched, so that the next run finds it unchanged. New ones appear
     whole, by rename. Raises `ConfigError` where the folder cannot be written.
     """
-    # The AV1 encoder talks to stderr unless told before it starts; errors still come through.
-    os.environ.setdefault("SVT_LOG", "1")
     written = []
     for clip in CLIPS:
         truth = _truth(clip, seed)
-        written.append(_place(folder, clip.key, _render(clip, truth, seed)))
+        written.append(place_file(folder, clip.key, _render(clip, truth, seed)))
         if clip.sidecar is not None and truth.sidecar is not None:
-            text = _subtitle_text(_spoken(truth), clip.sidecar.suffix.rpartition(".")[2])
-            written.append(_place(folder, truth.sidecar, text.encode(clip.sidecar.encoding)))
+            text = subtitle_text(_spoken(truth), clip.sidecar.suffix.rpartition(".")[2])
+            written.append(place_file(folder, truth.sidecar, text.encode(clip.sidecar.encoding)))
     return written
-
-
-def _place(folder: Path, key: str, data: bytes) -> Path:
-    path = folder / key
-    try:
-        if path.is_file() and path.read_bytes() == data:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)  # below, .part: no medium for a run that lists meanwhile
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
-            file.write(data)
-        Path(file.name).chmod(0o644)  # temporary files are private; an archive is not
-        return Path(file.name).replace(path)
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise ConfigError(f"--archive = {str(folder)!r}: {why}; choose a folder that can be written") from error
 
 
 def _rng(clip: Clip, seed: int, use: int) -> np.random.Generator:
@@ -366,14 +324,6 @@ def _spoken(truth: DemoClip) -> list[TextPiece]:
     return [piece for piece in truth.texts if piece.source is TextSource.SUBTITLE]
 
 
-def _subtitle_text(pieces: list[TextPiece], form: str) -> str:
-    """A subtitle file as text; `form` is srt, vtt, webvtt or ass."""
-    subtitles = pysubs2.SSAFile()
-    for piece in pieces:
-        subtitles.append(pysubs2.SSAEvent(piece.start_us // 1000, piece.end_us // 1000, text=piece.text or ""))
-    return subtitles.to_string("vtt" if form == "webvtt" else form)
-
-
 def _render(clip: Clip, truth: DemoClip, seed: int) -> bytes:
     if clip.damage == "not_media":
         return "\n".join(line for scene in clip.scenes for line in scene.lines).encode()
@@ -385,116 +335,20 @@ def _render(clip: Clip, truth: DemoClip, seed: int) -> bytes:
 
 
 def _encode(clip: Clip, truth: DemoClip, seed: int) -> bytes:
-    packing = clip.packing
-    buffer = io.BytesIO()
-    shots = list(zip(clip.scenes, truth.scenes, strict=True))
-    # bitexact: no random identifiers and no version strings, so that equal seeds give equal bytes
-    with av.open(buffer, "w", format=packing.container, options={"fflags": "bitexact"}) as out:
-        video = _video_stream(out, packing) if packing.video else None
-        audio = _audio_stream(out, packing) if packing.audio else None
-        subtitles = _SubtitleTrack(out, packing.embedded, _spoken(truth)) if packing.embedded else None
-        wave = _soundtrack(clip, shots, seed, packing.rate_hz) if audio is not None else np.zeros(0, np.float32)
-        rng = _rng(clip, seed, 1)
-        for scene, span in shots:
-            title = clip.title if scene.title is None else scene.title
-            painter = ScenePainter(scene.picture, title, packing.width, packing.height, rng)
-            for start_us in range(span.start_us, span.end_us, TICK_US):  # small turns keep the streams interleaved
-                if subtitles is not None:
-                    subtitles.write_until(start_us + TICK_US)
-                if video is not None:
-                    first, last = (t * packing.fps // US_PER_S for t in (start_us, start_us + TICK_US))
-                    for index in range(first, last):
-                        picture = painter.frame(index / packing.fps - span.start_us / US_PER_S)
-                        stored = np.rot90(picture, -packing.rotation // 90)
-                        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
-                        frame.pts, frame.time_base = index, Fraction(1, packing.fps)
-                        out.mux(video.encode(frame))
-                if audio is not None:
-                    first, last = (t * packing.rate_hz // US_PER_S for t in (start_us, start_us + TICK_US))
-                    out.mux(audio.encode(_audio_frame(wave[first:last], first, packing)))
-        for stream in (video, audio):
-            if stream is not None:
-                out.mux(stream.encode(None))
-    return buffer.getvalue()
+    packing, rng = clip.packing, _rng(clip, seed, 1)
+    shots = []
+    for scene, span in zip(clip.scenes, truth.scenes, strict=True):
+        title = clip.title if scene.title is None else scene.title
+        shots.append((span, ScenePainter(scene.picture, title, packing.width, packing.height, rng)))
+    wave = _soundtrack(clip, truth, seed) if packing.audio else np.zeros(0, np.float32)
+    return encode(packing, shots, wave, _spoken(truth))
 
 
-def _video_stream(out: Any, packing: Packing) -> Any:
-    fast = {
-        # mbtree: with it, x264 gave other bytes in every second run, even on one thread
-        "libx264": {"preset": "superfast", "crf": "26", "g": str(packing.fps * 2), "mbtree": "0"},
-        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "36", "b": "0", "g": str(packing.fps * 2)},
-        "libsvtav1": {"preset": "12", "crf": "45", "svtav1-params": "lp=1"},
-        "mpeg2video": {"b": "900k", "g": "12"},
-        "mpeg4": {"b": "500k", "g": "20"},
-    }
-    stream = out.add_stream(packing.video, rate=packing.fps, options=fast[packing.video or ""])
-    turned = packing.rotation % 180 != 0
-    stream.width, stream.height = (packing.width, packing.height)[:: -1 if turned else 1]
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.thread_count = 1  # with threads, rate control may differ from run to run
-    if packing.rotation:
-        stream.set_display_rotation(packing.rotation)
-    return stream
-
-
-def _audio_stream(out: Any, packing: Packing) -> Any:
-    options = {"aac_coder": "fast"} if packing.audio == "aac" else {}
-    layout = "stereo" if packing.channels == 2 else "mono"
-    stream = out.add_stream(packing.audio, rate=packing.rate_hz, layout=layout, options=options)
-    stream.bit_rate = 64_000
-    return stream
-
-
-def _audio_frame(samples: FloatArray, first: int, packing: Packing) -> av.AudioFrame:
-    planes = np.repeat(samples[None, :], packing.channels, axis=0)  # [channels, N]
-    frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout="stereo" if packing.channels == 2 else "mono")
-    frame.sample_rate, frame.pts, frame.time_base = packing.rate_hz, first, Fraction(1, packing.rate_hz)
-    return frame
-
-
-def _soundtrack(clip: Clip, shots: list[tuple[Scene, Span]], seed: int, rate_hz: int) -> FloatArray:
-    """All scenes in a row, [N] at `rate_hz`."""
+def _soundtrack(clip: Clip, truth: DemoClip, seed: int) -> FloatArray:
+    """All scenes in a row, [N] at `SYNTH_RATE`."""
     rng = _rng(clip, seed, 2)
-    parts = [synthesise(scene.sound, span.duration_us / US_PER_S, rng) for scene, span in shots]
-    wave = np.concatenate(parts)
-    n = shots[-1][1].end_us * rate_hz // US_PER_S
-    times = np.arange(n) * (SYNTH_RATE / rate_hz)
-    return np.asarray(np.interp(times, np.arange(len(wave)), wave), dtype=np.float32)
-
-
-class _SubtitleTrack:
-    """An embedded subtitle stream; cues are written when their time has come."""
-
-    def __init__(self, out: Any, form: str, pieces: list[TextPiece]) -> None:
-        self._out = out
-        if form == "mov_text":
-            self._packets = self._encoded(out, pieces)
-            return
-        # Text subtitles of Matroska and WebM are the packets FFmpeg reads from a subtitle file: no encoder is needed.
-        text = _subtitle_text(pieces, form).encode()
-        with av.open(io.BytesIO(text), "r", format=form) as source:
-            stream = out.add_stream_from_template(source.streams.subtitles[0])
-            self._packets = [packet for packet in source.demux() if packet.size]
-        for packet in self._packets:
-            packet.stream = stream
-
-    def _encoded(self, out: Any, pieces: list[TextPiece]) -> list[Any]:
-        stream = out.add_stream("mov_text")
-        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        stream.codec_context.subtitle_header = pysubs2.SSAFile().to_string("ass").encode()
-        packets = []
-        for piece in pieces:
-            cue = SubtitleSet.create(
-                f"0,0,Default,,0,0,0,,{piece.text}".encode(),
-                start=0,
-                end=(piece.end_us - piece.start_us) // 1000,
-                pts=piece.start_us // 1000,
-            )
-            packet = stream.codec_context.encode_subtitle(cue)
-            packet.stream, packet.time_base = stream, Fraction(1, 1000)
-            packets.append(packet)
-        return packets
-
-    def write_until(self, time_us: int) -> None:
-        while self._packets and self._packets[0].pts * self._packets[0].time_base * US_PER_S < time_us:
-            self._out.mux(self._packets.pop(0))
+    parts = [
+        synthesise(scene.sound, span.duration_us / US_PER_S, rng)
+        for scene, span in zip(clip.scenes, truth.scenes, strict=True)
+    ]
+    return np.concatenate(parts)

@@ -4,6 +4,7 @@ Shape letters: H, W picture size, N samples, K partials.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from math import cos, pi, sin
 
@@ -152,6 +153,43 @@ def _harbour(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
     draw.polygon([(x, h * 0.68), (x, h * 0.4), (x + 22, h * 0.66)], fill=(245, 245, 240))
 
 
+def _roulette(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
+    x, y, radius = w * 0.36, h * 0.42, h * 0.36
+    box = (x - radius, y - radius, x + radius, y + radius)
+    draw.ellipse((x - radius * 1.1, y - radius * 1.1, x + radius * 1.1, y + radius * 1.1), fill=(110, 66, 30))
+    for i in range(18):
+        turn = t * 50 + i * 20
+        draw.pieslice(box, int(turn), int(turn) + 20, fill=(180, 24, 30) if i % 2 else INK)
+    draw.ellipse((x - radius * 0.5, y - radius * 0.5, x + radius * 0.5, y + radius * 0.5), fill=(196, 160, 90))
+    ball = -t * 2.6
+    bx, by = x + radius * 0.92 * cos(ball), y + radius * 0.92 * sin(ball)
+    draw.ellipse((bx - 4, by - 4, bx + 4, by + 4), fill=(250, 250, 250))
+    for i in range(4):
+        left = w * (0.66 + 0.08 * i) + 3 * sin(t * 2 + i)
+        for k in range(3 + i % 3):
+            top = h * 0.7 - 6 * k
+            draw.ellipse(
+                (left - 10, top - 5, left + 10, top + 5), fill=[(40, 70, 200), (230, 190, 40), (220, 40, 50)][i % 3]
+            )
+
+
+def _fire(draw: ImageDraw.ImageDraw, w: int, h: int, t: float) -> None:
+    for row in range(5):
+        for column in range(9):
+            left, top = w * (column - 0.5 * (row % 2)) / 8, h * row / 6
+            draw.rectangle((left, top, left + w / 8 - 3, top + h / 6 - 3), fill=(58, 34, 30))
+    for scale, colour in ((1.0, (220, 60, 16)), (0.72, (250, 140, 20)), (0.42, (255, 226, 110))):
+        points = [(w * 0.08, h * 0.83)]
+        for i in range(13):
+            flicker = 0.6 + 0.4 * sin(t * (7 + i % 3) + 2.3 * i)
+            tall = scale * (0.75 if i % 2 else 0.3) * flicker
+            points.append((w * (0.5 + (i - 6) * 0.065 * (0.6 + 0.4 * scale)) + 5 * sin(t * 5 + i), h * (0.83 - tall)))
+        draw.polygon([*points, (w * 0.92, h * 0.83)], fill=colour)
+    for i in range(10):
+        x, y = w * (0.15 + 0.07 * i) + 8 * sin(t * 3 + i), h * (0.7 - (t * 0.5 + i * 0.13) % 0.7)
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(255, 190, 80))
+
+
 # name: (top colour, bottom colour, painter)
 PICTURES: dict[str, tuple[Colour, Colour, Callable[[ImageDraw.ImageDraw, int, int, float], None]]] = {
     "studio": ((40, 60, 110), (20, 24, 50), _studio),
@@ -164,6 +202,8 @@ PICTURES: dict[str, tuple[Colour, Colour, Callable[[ImageDraw.ImageDraw, int, in
     "stage": ((30, 10, 40), (70, 20, 60), _stage),
     "gadget": ((70, 66, 84), (26, 24, 36), _gadget),
     "harbour": ((54, 36, 84), (24, 26, 60), _harbour),
+    "roulette": ((20, 90, 60), (10, 60, 40), _roulette),
+    "fire": ((34, 24, 26), (20, 14, 14), _fire),
 }
 
 
@@ -172,11 +212,28 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one shot differs from others of the same picture; the title is left as it is."""
+
+    phase_s: float
+    """Where in its movement the shot starts."""
+    pace: float
+    """Speed of the movement, 1 is that of the script."""
+    gains: tuple[float, float, float]
+    """Of red, green and blue."""
+    mirrored: bool
+
+
 class ScenePainter:
     """One shot: a scrolling background, what moves in front of it, and a title burned into the picture."""
 
-    def __init__(self, picture: str, title: str, width: int, height: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, picture: str, title: str, width: int, height: int, rng: np.random.Generator, look: Look | None = None
+    ) -> None:
         self.width, self.height = width, height
+        self._look = look
+        self._gains = [min(255, int(level * gain)) for gain in look.gains for level in range(256)] if look else []
         top, bottom, self._painter = PICTURES[picture]
         self._speed = float(rng.uniform(5, 25))
         ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
@@ -191,8 +248,14 @@ class ScenePainter:
 
     def frame(self, t_s: float) -> Picture:
         """The picture [H, W, 3] at `t_s` seconds after the cut."""
+        if self._look is not None:
+            t_s = self._look.phase_s + t_s * self._look.pace
         image = Image.fromarray(np.roll(self._background, int(t_s * self._speed), axis=1))
         self._painter(ImageDraw.Draw(image), self.width, self.height, t_s)
+        if self._look is not None:
+            image = image.point(self._gains)
+            if self._look.mirrored:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._strip is not None:
             image.paste(self._strip, (0, int(self.height * 0.84)))
         return np.asarray(image)
@@ -258,6 +321,41 @@ def _engine(n: int, rng: np.random.Generator) -> FloatArray:
     return (0.5 * tone + 0.3 * _noise(n, 60, 1500, rng)).astype(np.float32)
 
 
+def _drone(n: int, rng: np.random.Generator) -> FloatArray:
+    """A low minor chord held by strings that waver."""
+    time = np.arange(n) / SYNTH_RATE
+    wave = np.zeros(n)
+    for step in (0, 3, 7, 12):
+        hz = 82.4 * 2 ** (step / 12) * (1 + 0.004 * rng.uniform(-1, 1))
+        waver = 1 + 0.3 * np.sin(2 * pi * rng.uniform(0.3, 0.8) * time + rng.uniform(0, 2 * pi))
+        wave += waver * sum(np.sin(2 * pi * hz * k * time) / k for k in range(1, 7))
+    return wave.astype(np.float32)
+
+
+def _roar(n: int, rng: np.random.Generator) -> FloatArray:
+    """A crowd that shouts, whistles and claps: bright noise with claps that are not in step."""
+    time = np.arange(n) / SYNTH_RATE
+    wave = 0.8 * _noise(n, 500, 7000, rng)
+    for start in rng.integers(0, n, max(1, n * 40 // SYNTH_RATE)):  # 40 claps a second
+        clap = rng.standard_normal(min(240, n - start)) * np.exp(-np.arange(min(240, n - start)) / 60)
+        wave[start : start + 240] += 0.5 * clap.astype(np.float32)
+    wave += (0.25 * np.sin(2 * pi * (1900 * time + 60 * np.sin(2 * pi * 3 * time)))).astype(np.float32)
+    return wave
+
+
+def _bang(n: int, rng: np.random.Generator) -> FloatArray:
+    """Blasts that follow each other, with a rumble that does not end in between."""
+    wave = 0.3 * _noise(n, 25, 160, rng)
+    start = 0
+    while start < n:
+        time = np.arange(min(SYNTH_RATE, n - start)) / SYNTH_RATE
+        thump = np.sin(2 * pi * 55 * time * np.exp(-time)) * np.exp(-3 * time)
+        crack = _noise(len(time), 80, 6000, rng) * np.exp(-9 * time)
+        wave[start : start + len(time)] += (thump + crack).astype(np.float32)
+        start += int(rng.uniform(0.3, 0.6) * SYNTH_RATE)
+    return wave
+
+
 SOUNDS: dict[str, Callable[[int, np.random.Generator], FloatArray]] = {
     "speech": _speech,
     "melody": _melody,
@@ -266,6 +364,9 @@ SOUNDS: dict[str, Callable[[int, np.random.Generator], FloatArray]] = {
     "crowd": lambda n, rng: _noise(n, 200, 3000, rng) * _swell(n, 5.0),
     "sizzle": lambda n, rng: _noise(n, 3000, 8000, rng) * np.abs(_noise(n, 1, 12, rng)),
     "wind": lambda n, rng: _noise(n, 40, 500, rng) * _swell(n, 3.0),
+    "drone": _drone,
+    "roar": _roar,
+    "bang": _bang,
 }
 
 

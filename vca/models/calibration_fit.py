@@ -56,7 +56,8 @@ def fit_calibration(
 ) -> Calibration:
     """Fit on exactly these videos, [V] each in one order; `steps` [S, 2] in microseconds. Nothing else is looked at.
 
-    The order of the videos does not matter. A task that none of them is annotated for stays as the model says it, with thresholds of 0.5.
+    The order of the videos does not matter. A task that none of them is annotated for stays as the model says it, with
+    thresholds of 0.5.
     """
     assert len(logits) == len(truths) == len(steps), (len(logits), len(truths), len(steps))
     found = [_Case(*case) for case in zip(logits, truths, steps, strict=True)]

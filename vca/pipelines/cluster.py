@@ -1,4 +1,4 @@
-"""Ray: connecting, checking resources, and the two streaming graphs. Resources are stated here and nowhere else."""
+"""Ray: connecting, checking resources, and the streaming graphs. Resources are stated here and nowhere else."""
 
 import logging
 import os
@@ -16,7 +16,9 @@ import pyarrow as pa
 from vca.core.errors import ConfigError, PublishError
 from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
+from vca.pipelines.scoring import ScoreSettings, ScoreStage
 from vca.pipelines.stages import EncodeStage, ReadSettings, ReadStage
+from vca.pipelines.window_set import WindowSettings, WindowStage
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -158,6 +160,27 @@ def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterat
     yield from _rows(_stage(dataset, PredictStage, [settings], size, slots.predictor_cpus, slots.predictor_gpus))
 
 
+def cut_windows(groups: pa.Table, settings: WindowSettings, workers: int | None) -> Iterator[pa.Table]:
+    """Stream `predict.GROUPS` rows through `WindowStage`, in their order: the blocks of a window set are repeatable."""
+    size, cpus = _pool(workers, len(groups))
+    yield from _rows(_stage(_dataset(groups, in_order=True), WindowStage, [settings], size, cpus, 0))
+
+
+def score(groups: pa.Table, settings: ScoreSettings, workers: int | None, gpus: float) -> Iterator[pa.Table]:
+    """Stream `predict.GROUPS` rows through `ScoreStage`; yields `scoring.SCORED` rows."""
+    size, cpus = _pool(workers, len(groups))
+    yield from _rows(_stage(_dataset(groups), ScoreStage, [settings], size, cpus, gpus))
+
+
+def _pool(workers: int | None, n_tasks: int) -> tuple[int, float]:
+    """Size of a pool of whole-CPU workers and the CPUs of one: all of the cluster, unless fewer are asked for."""
+    import ray
+
+    available = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    size = max(1, min(workers or available, n_tasks))
+    return size, round(min(0.9, 0.9 * available / size), 3)
+
+
 def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: float, gpus: float) -> Any:
     """One stage as a fixed pool of actors: loading models is dear, so no actor is given up while the graph runs.
 
@@ -194,11 +217,12 @@ def _rows(dataset: Any) -> Iterator[pa.Table]:
         raise
 
 
-def _dataset(rows: pa.Table) -> Any:
-    """One block per row: the row is the unit of scheduling."""
+def _dataset(rows: pa.Table, in_order: bool = False) -> Any:
+    """One block per row: the row is the unit of scheduling. `in_order` costs waiting behind slow rows."""
     import ray
 
     context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = in_order
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False

@@ -19,6 +19,11 @@ from vca.models.zeroshot import ZeroShotConfig
 
 
 class PredictConfig(Config):
+    model: str = Field("auto", pattern=r"^(auto|zeroshot|[A-Za-z0-9][A-Za-z0-9._-]*)$")
+    """`auto`: the champion of the registry, zero-shot while there is none. `zeroshot`: no trained model. Else the name
+    of a model in the output, such as fusion-0123456789ab."""
+    registered: str = Field("vca-fusion", pattern=r"^[^/:']+$")
+    """Name under which `auto` looks for the champion."""
     text_model: TextModelConfig = TextModelConfig()
     """The pretrained language model that compares text with the labels."""
     zeroshot: ZeroShotConfig = ZeroShotConfig()

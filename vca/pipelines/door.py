@@ -2,36 +2,32 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vca.core.config import apply_overrides, parse_yaml
 from vca.core.errors import ConfigError, VcaError
 from vca.tables.manifest import OutputReader, open_output
 
+EXIT_DEFECT = 3
 EXIT_INTERRUPTED = 130
 
 
 def run_tag(config_path: str, overrides: Sequence[str], dry: bool) -> int:
     """`vca tag` and `python -m jobs.tag`."""
-    from vca.pipelines import run
-    from vca.pipelines.config import read_config
 
-    _log_to_stderr()
-    try:
+    def work() -> int:
+        from vca.pipelines import run
+        from vca.pipelines.config import read_config
+
         config = read_config(config_path, overrides)
         if dry:
             _say(run.dry_run(config))
             return run.EXIT_OK
         return run.tag(config, say=_say)
-    except VcaError as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("vca: stopped; nothing published, the features decoded so far are kept\n")
-        return EXIT_INTERRUPTED
-    except Exception:  # the last resort: code 1 would claim that the tables are published
-        logging.getLogger(__name__).exception("a defect of vca stopped the run; nothing published")
-        return run.EXIT_NOT_PUBLISHED
+
+    # The last resort is 3: code 1 would claim that the tables are published.
+    return _guarded(work, "nothing published; the features decoded so far are kept")
 
 
 def run_plan(config_path: str, overrides: Sequence[str]) -> int:
@@ -47,16 +43,67 @@ def run_plan(config_path: str, overrides: Sequence[str]) -> int:
     return run.EXIT_OK
 
 
-def make_demo(folder: str, seed: int) -> int:
+def run_finetune(config_path: str, overrides: Sequence[str], dry: bool) -> int:
+    """`vca finetune` and `python -m jobs.finetune`."""
+
+    def work() -> int:
+        from vca.pipelines.finetune import dry_run, finetune
+        from vca.pipelines.finetune_config import read_finetune_config
+
+        config = read_finetune_config(config_path, overrides)
+        if dry:
+            _say(dry_run(config))
+            return 0
+        return finetune(config, _say)
+
+    return _guarded(work, "nothing registered; the checkpoints are kept, start it again to go on")
+
+
+def run_evaluate(config_path: str, overrides: Sequence[str], dry: bool) -> int:
+    """`vca evaluate` and `python -m jobs.evaluate`."""
+
+    def work() -> int:
+        from vca.pipelines.finetune import dry_run, evaluate_model
+        from vca.pipelines.finetune_config import read_finetune_config
+
+        config = read_finetune_config(config_path, overrides)
+        if dry:
+            _say(dry_run(config))
+            return 0
+        return evaluate_model(config, _say)
+
+    return _guarded(work, "no report written")
+
+
+def make_demo(folder: str, seed: int, clips: int, annotations: str | None) -> int:
     """`vca demo`: the generated archive."""
     from vca.media.demo import make_demo_archive
+    from vca.media.demo_labelled import labelled_clips, make_labelled_archive, write_annotations
 
     try:
         files = make_demo_archive(Path(folder), seed)
+        if clips:
+            files += make_labelled_archive(Path(folder), clips, seed)
+            write_annotations(Path(annotations or f"{folder}.annotations.jsonl"), labelled_clips(clips, seed))
     except VcaError as error:
         return _fail(error)
     _say(f"{len(files)} files in {folder}")
     return 0
+
+
+def _guarded(work: Callable[[], int], what_is_left: str) -> int:
+    """Errors of a user as one line; a defect as a traceback and the code for "not published"."""
+    _log_to_stderr()
+    try:
+        return work()
+    except VcaError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"vca: stopped; {what_is_left}\n")
+        return EXIT_INTERRUPTED
+    except Exception:  # the last resort
+        logging.getLogger(__name__).exception("a defect of vca stopped the run; %s", what_is_left)
+        return EXIT_DEFECT
 
 
 def output_reader(config_path: str, overrides: Sequence[str], output_uri: str | None) -> OutputReader:

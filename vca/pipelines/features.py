@@ -60,9 +60,13 @@ class FeatureStore:
 
     def describe(self, definition: dict[str, Any], dims: Dims) -> None:
         """Write `feature_set.json` once: what the features are made of, for people, importers and predictors."""
-        if not self.output.exists(self._description):
+        if not self.described():
             content = {"feature_set": self.feature_set, "definition": definition, "dims": asdict(dims)}
             self.output.write_bytes(self._description, json.dumps(content, indent=2, sort_keys=True).encode())
+
+    def described(self) -> bool:
+        """Whether there is such a feature set."""
+        return self.output.exists(self._description)
 
     def dims(self) -> Dims:
         """Widths of the features. Raises `ConfigError` if the description is missing or damaged."""

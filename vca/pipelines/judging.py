@@ -5,8 +5,10 @@ fitted on the calibration split; the test split is only reported.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from vca.core.annotations import Split, VideoTruth
 from vca.core.errors import ConfigError
@@ -21,7 +23,29 @@ from vca.models.probe import LinearProbe
 from vca.pipelines.scoring import SUBSETS, Scored, subset_name
 
 FUSION, FROZEN, ZERO_SHOT, PROBE = "fusion", "frozen PLM", "zero-shot", "linear probe"
+CHAMPION = "champion"
 UNCALIBRATED = "uncalibrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """How logits of one system become decisions. A champion brings its own labels and thresholds."""
+
+    taxonomy: Taxonomy
+    calibration: Calibration
+
+    def __call__(self, logits: VideoLogits, row: Scored) -> Prediction:
+        return decide(self.calibration.probabilities(logits), row.steps, self.taxonomy, self.calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one system says about the test videos, in their order."""
+
+    predictions: Sequence[Prediction]
+    taxonomy: Taxonomy
+    """Order of the columns of its step scores."""
+    thresholds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +76,8 @@ class Comparison:
 
 
 def by_split(truths: Sequence[VideoTruth], scored: Mapping[str, Scored]) -> dict[Split, list[VideoTruth]]:
-    """The annotated videos that have features, by split. A needed split that is empty is a `ConfigError`."""
-    found = {split: [t for t in truths if t.split is split and t.video_id in scored] for split in Split}
-    require_splits(found)
-    return found
+    """The truths whose videos were scored, by split."""
+    return {split: [t for t in truths if t.split is split and t.video_id in scored] for split in Split}
 
 
 def require_splits(found: Mapping[Split, Sequence[VideoTruth]]) -> None:
@@ -68,48 +90,52 @@ def require_splits(found: Mapping[Split, Sequence[VideoTruth]]) -> None:
             )
 
 
-def calibrations(
+def fit_deciders(
     truths: Sequence[VideoTruth], scored: Mapping[str, Scored], taxonomy: Taxonomy, systems: Sequence[str]
-) -> dict[str, Calibration]:
+) -> dict[str, Decider]:
     """Calibration of each system's logits, from the truths of the calibration split."""
     rows = [scored[truth.video_id] for truth in truths]
     grids = [row.steps for row in rows]
-    return {s: fit_calibration([row.logits[s] for row in rows], truths, grids, taxonomy) for s in systems}
+    fitted = {s: fit_calibration([row.logits[s] for row in rows], truths, grids, taxonomy) for s in systems}
+    return {system: Decider(taxonomy, calibration) for system, calibration in fitted.items()}
 
 
 def judge(
     truths: Mapping[Split, Sequence[VideoTruth]],
     scored: Mapping[str, Scored],
     taxonomy: Taxonomy,
-    fitted: Mapping[str, Calibration],
+    whole: Taxonomy,
+    deciders: Mapping[str, Decider],
     config: EvaluationConfig,
 ) -> Comparison:
-    """Compare all systems that were scored on the test split. `fitted` names the trained ones, the examined one first.
+    """Compare all systems that were scored on the test split. `deciders` names the trained ones, the examined first.
 
+    `taxonomy` is what was trained and is judged, `whole` the label space in which zero-shot answers.
     A subset of the modalities is decided with the calibration of the whole model: there is one model, and what a video
     lacks is not known beforehand.
     """
-    examined = next(iter(fitted))
+    examined = next(iter(deciders))
     test = truths[Split.TEST]
     rows = [scored[truth.video_id] for truth in test]
-    said: dict[str, list[Prediction]] = {}
-    for system in _systems(examined, fitted, rows):
-        calibration = fitted[system if system in fitted else examined]
-        said[system] = [_decide(row.logits[system], row, taxonomy, calibration) for row in rows]
-    raw = uncalibrated(taxonomy)
-    said[UNCALIBRATED] = [_decide(row.logits[examined], row, taxonomy, raw) for row in rows]
+    said: dict[str, _Said] = {}
+    for system in _systems(examined, deciders, rows):
+        said[system] = _decided(deciders.get(system, deciders[examined]), system, rows)
+    raw = Decider(taxonomy, uncalibrated(taxonomy))
+    said[UNCALIBRATED] = replace(_decided(raw, examined, rows), thresholds={})
     if all(row.probe is not None for row in rows):
         said[PROBE] = _probe(truths, scored, taxonomy)
     if all(row.zeroshot is not None for row in rows):
-        said[ZERO_SHOT] = [row.zeroshot for row in rows if row.zeroshot is not None]
-    thresholds = fitted[examined].thresholds()
+        said[ZERO_SHOT] = _Said([row.zeroshot for row in rows if row.zeroshot is not None], whole, {})
     judged = {
         system: [
-            Judged(truth, prediction, row.steps, row.duration_us, thresholds)
-            for truth, prediction, row in zip(test, predictions, rows, strict=True)
+            Judged(
+                truth, _in_columns(prediction, found.taxonomy, taxonomy), row.steps, row.duration_us, found.thresholds
+            )
+            for truth, prediction, row in zip(test, found.predictions, rows, strict=True)
         ]
-        for system, predictions in said.items()
+        for system, found in said.items()
     }
+    calibration = deciders[examined].calibration
     return Comparison(
         examined=examined,
         reports={system: evaluate(videos, taxonomy, config) for system, videos in judged.items()},
@@ -118,24 +144,44 @@ def judge(
             for system, videos in judged.items()
             if system not in (examined, UNCALIBRATED)
         },
-        calibration=fitted[examined],
-        evidence=_evidence(examined, rows, fitted[examined]),
+        calibration=calibration,
+        evidence=_evidence(examined, rows, calibration),
         judged=judged,
     )
 
 
-def _systems(examined: str, fitted: Mapping[str, Calibration], rows: Sequence[Scored]) -> list[str]:
-    names = [*fitted, *(subset_name(examined, kept) for kept in SUBSETS[1:])]
+def _systems(examined: str, deciders: Mapping[str, Decider], rows: Sequence[Scored]) -> list[str]:
+    names = [*deciders, *(subset_name(examined, kept) for kept in SUBSETS[1:])]
     return [name for name in names if all(name in row.logits for row in rows)]
 
 
-def _decide(logits: VideoLogits, row: Scored, taxonomy: Taxonomy, calibration: Calibration) -> Prediction:
-    return decide(calibration.probabilities(logits), row.steps, taxonomy, calibration)
+def _judged(said: _Said, taxonomy: Taxonomy, truths: Sequence[VideoTruth], rows: Sequence[Scored]) -> list[Judged]:
+    return [
+        Judged(truth, _in_columns(prediction, said.taxonomy, taxonomy), row.steps, row.duration_us, said.thresholds)
+        for truth, prediction, row in zip(truths, said.predictions, rows, strict=True)
+    ]
 
 
-def _probe(
-    truths: Mapping[Split, Sequence[VideoTruth]], scored: Mapping[str, Scored], taxonomy: Taxonomy
-) -> list[Prediction]:
+def _decided(decider: Decider, system: str, rows: Sequence[Scored]) -> _Said:
+    predictions = [decider(row.logits[system], row) for row in rows]
+    return _Said(predictions, decider.taxonomy, decider.calibration.thresholds())
+
+
+def _in_columns(prediction: Prediction, own: Taxonomy, wanted: Taxonomy) -> Prediction:
+    """Step scores with the columns of another taxonomy; what the system does not know is 0."""
+    scores = {}
+    for task in wanted.tasks:
+        found = prediction.step_scores.get(task.name)
+        if found is None:
+            continue
+        names = own.task(task.name).label_names()
+        zeros = np.zeros(len(found), np.float32)
+        columns = [found[:, names.index(la)] if la in names else zeros for la in task.label_names()]
+        scores[task.name] = np.stack(columns, axis=1)
+    return replace(prediction, step_scores=scores)
+
+
+def _probe(truths: Mapping[Split, Sequence[VideoTruth]], scored: Mapping[str, Scored], taxonomy: Taxonomy) -> _Said:
     """Train the probe on the training split, calibrate it like the others, and tag the test split with it."""
     train = [(truth, scored[truth.video_id]) for truth in truths[Split.TRAIN]]
     features = [row.probe for _, row in train if row.probe is not None]
@@ -148,7 +194,9 @@ def _probe(
     grids = [scored[truth.video_id].steps for truth in truths[Split.CALIBRATION]]
     calibration = fit_calibration(logits(Split.CALIBRATION), truths[Split.CALIBRATION], grids, taxonomy)
     rows = [scored[truth.video_id] for truth in truths[Split.TEST]]
-    return [_decide(x, row, taxonomy, calibration) for x, row in zip(logits(Split.TEST), rows, strict=True)]
+    decider = Decider(taxonomy, calibration)
+    predictions = [decider(x, row) for x, row in zip(logits(Split.TEST), rows, strict=True)]
+    return _Said(predictions, taxonomy, calibration.thresholds())
 
 
 def _evidence(examined: str, rows: Sequence[Scored], calibration: Calibration) -> EvidenceCheck:

@@ -21,7 +21,11 @@ def model_place(model_version: str) -> str:
 
 def store_model(output: Output, folder: Path, model_version: str) -> str:
     """Copy a model folder into the output, unless it is there. Returns its place."""
-    place = model_place(model_version)
+    return store_folder(output, folder, model_place(model_version))
+
+
+def store_folder(output: Output, folder: Path, place: str) -> str:
+    """Copy a model folder to a place in the output, unless it is there."""
     if not output.exists(f"{place}/{MODEL}"):
         for name in [*(n for n in FILES if n != MODEL), MODEL]:
             output.write_bytes(f"{place}/{name}", (folder / name).read_bytes())

@@ -5,8 +5,8 @@ Nothing here knows Ray: `PredictStage` is a callable over Arrow tables.
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,13 @@ from vca.core.schemas import EVIDENCE, LABEL_SCORES, MEDIA_INFO, SHOT, TABLES, T
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import us_to_seconds
 from vca.media.output import Output
+from vca.models.fusion_tagger import FusionTagger
+from vca.models.tagger import ComposedTagger
 from vca.models.text import TextModel, TextModelConfig, text_definition
 from vca.models.vision import VisionConfig, image_text_tower, vision_definition
 from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger, zeroshot_version
 from vca.pipelines.features import Dims, FeatureStore, join_segments
+from vca.pipelines.model_store import local_folder
 
 VIDEO = pa.struct([("video_id", pa.string()), ("fingerprint", pa.string()), ("n_segments", pa.int32())])
 GROUPS = pa.schema([pa.field("parts", pa.list_(pa.string())), pa.field("videos", pa.list_(VIDEO))])
@@ -140,6 +143,10 @@ class PredictSettings:
     vision: VisionConfig
     zeroshot: ZeroShotConfig
     gpus: float
+    model: str | None = None
+    """Place of a trained model in the output; None tags zero-shot."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """The user's, over those fitted with the model."""
 
 
 def model_version(zeroshot: ZeroShotConfig, text_model: TextModelConfig, vision: VisionConfig, step_us: int) -> str:
@@ -167,7 +174,11 @@ class PredictStage:
         self._store = FeatureStore(settings.output, settings.feature_set)
         text_model = TextModel(settings.text_model, "predict.text_model")
         image_text = image_text_tower(settings.vision)
-        self._tagger = ZeroShotTagger(settings.taxonomy, settings.zeroshot, text_model, image_text)
+        zeroshot = ZeroShotTagger(settings.taxonomy, settings.zeroshot, text_model, image_text)
+        self._tagger: Callable[[VideoFeatures], Prediction] = zeroshot
+        if settings.model is not None:
+            with local_folder(settings.output, settings.model) as folder:
+                self._tagger = ComposedTagger(settings.taxonomy, FusionTagger(folder), zeroshot, settings.thresholds)
         self._dims = self._store.dims()
         self._text_dim = text_model.dim
 

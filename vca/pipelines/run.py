@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from vca.models.encode import feature_definition
 from vca.models.vision import vision_needs
 from vca.pipelines import cluster
 from vca.pipelines.account import Account, RunFacts
+from vca.pipelines.chosen_model import ChosenModel, choose_model, place_model
 from vca.pipelines.config import TagConfig, read_taxonomy
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
 from vca.pipelines.plan import Action, Plan, Versions, make_plan
@@ -63,6 +64,9 @@ class Job:
     archive: Archive
     output: Output
     published: OutputReader
+    chosen: ChosenModel
+    model_place: str | None = None
+    """Where the trained model lies in the output, once it is there."""
 
     @property
     def read_settings(self) -> ReadSettings:
@@ -80,6 +84,8 @@ class Job:
             vision=self.config.encoders.vision.model_copy(update={"device": "auto"}),
             zeroshot=self.config.predict.zeroshot,
             gpus=self.config.resources.predictor_gpus,
+            model=self.model_place,
+            thresholds=self.config.predict.thresholds,
         )
 
     def plan(self, work_dir: Path) -> Plan:
@@ -91,18 +97,15 @@ def prepare(config: TagConfig) -> Job:
     taxonomy = read_taxonomy(config)
     definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
     definition["reader"] = READER_VERSION
-    versions = Versions(
-        feature_set=identity.feature_set_id(definition),
-        model_version=model_version(
-            config.predict.zeroshot, config.predict.text_model, config.encoders.vision, config.step_us
-        ),
-        taxonomy_version=taxonomy.version,
-    )
+    feature_set = identity.feature_set_id(definition)
+    zeroshot = model_version(config.predict.zeroshot, config.predict.text_model, config.encoders.vision, config.step_us)
     archive, output = Archive(config.archive), Output(config.output)
     _refuse_overlap(config)
     archive.check()
     published = open_output(config.output.uri, config.output.storage)
-    return Job(config, taxonomy, definition, versions, archive, output, published)
+    chosen = choose_model(config, output, published, feature_set, zeroshot)
+    versions = Versions(feature_set, chosen.model_version, taxonomy.version)
+    return Job(config, taxonomy, definition, versions, archive, output, published, chosen)
 
 
 def _refuse_overlap(config: TagConfig) -> None:
@@ -135,7 +138,7 @@ def plan_only(config: TagConfig) -> str:
     """What a run would do, as text. Writes nothing and starts no cluster."""
     job = prepare(config)
     with tempfile.TemporaryDirectory(prefix="vca-plan-") as folder:
-        return job.plan(Path(folder)).describe()
+        return f"model {job.chosen.note}\n{job.plan(Path(folder)).describe()}"
 
 
 def dry_run(config: TagConfig) -> str:
@@ -150,6 +153,7 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
     run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     job = prepare(config)
     job.output.check_writable()
+    job = replace(job, model_place=place_model(job.chosen, job.output, job.taxonomy, config.tracking))
     with tempfile.TemporaryDirectory(prefix="vca-run-") as folder, _storage_failures_end_the_run(job):
         work_dir = Path(folder)
         finished = recover(job.output, job.published)
@@ -160,7 +164,7 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
             current = job.published.current()
             if current is not None and run_id <= current.run_id:
                 raise ConfigError(f"the clock says {started_at:%F %T} UTC, before run {current.run_id}; set the clock")
-            say(f"run {run_id}\n{plan.describe()}")
+            say(f"run {run_id}\nmodel {job.chosen.note}\n{plan.describe()}")
             tracker = Tracker(config.tracking, run_id)
             tracker.parameters(config.model_dump(mode="json"))
             facts = RunFacts(run_id, started_at, job.versions, config.step_us, config.run.max_attempts)
