@@ -78,13 +78,20 @@ faults: $(STAMP)  ## Tests that kill processes and nodes
 gpu: $(STAMP)  ## Tests that need a GPU
 	$(PYTEST) tests/gpu
 
-# ARCHIVE=/some/folder or ARCHIVE=s3://bucket/prefix tags that archive instead of the generated one.
+# ARCHIVE=/some/folder or ARCHIVE=s3://bucket/prefix tags that archive instead of the generated one. CLIPS is the number
+# of labelled clips, FINETUNE holds more settings for the training, such as FINETUNE="--set train.epochs=2".
+CLIPS    ?= 180
+FINETUNE ?=
+
 .PHONY: demo
-demo: $(STAMP)  ## Tag a generated archive, or ARCHIVE=/some/folder
+demo: $(STAMP)  ## Tag a generated archive, fine-tune on it, tag again; or tag ARCHIVE=/some/folder
 ifdef ARCHIVE
-	$(BIN)/vca tag --config configs/demo.yaml --set "archive.uri='$(ARCHIVE)'" --set output.uri=demo/output-$(shell printf %s "$(ARCHIVE)" | cksum | cut -d" " -f1)
+	$(BIN)/vca tag --config configs/demo.yaml --set predict.model=zeroshot --set "archive.uri='$(ARCHIVE)'" \
+	  --set output.uri=demo/output-$(shell printf %s "$(ARCHIVE)" | cksum | cut -d" " -f1)
 else
-	$(BIN)/vca demo --archive demo/archive
+	$(BIN)/vca demo --archive demo/archive --clips $(CLIPS) --annotations demo/annotations.jsonl
+	$(BIN)/vca tag --config configs/demo.yaml
+	$(BIN)/vca finetune --config configs/demo_finetune.yaml $(FINETUNE)
 	$(BIN)/vca tag --config configs/demo.yaml
 endif
 

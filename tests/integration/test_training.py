@@ -130,9 +130,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert again.resumed_from == STEPS, "a finished run is not trained again"
     assert again.step_losses == result.step_losses
 
-    with pytest.raises(
-        ConfigError, match=r"'again' was begun with training\.seed = 0, now it is 1; .*take another"
-    ):
+    with pytest.raises(ConfigError, match=r"'again' was begun with training\.seed = 0, now it is 1; .*take another"):
         training.train(window_set, config(seed=1), "again")
 
 

@@ -281,8 +281,9 @@ def test_table_is_understood() -> None:
     assert ROOMS["pipelines"].own == {"core", "media", "models", "tables", "pipelines"}
     assert {"ray", "mlflow", "deepspeed"} <= ROOMS["pipelines"].third_party
     for name, room in ROOMS.items():
-        if name != "pipelines":
-            assert not room.third_party & {"ray", "mlflow", "deepspeed"}, f"engines leak into {name}"
+        # A notebook may ask MLflow for runs: it is read by people and imported by nothing.
+        allowed = {"pipelines": {"ray", "mlflow", "deepspeed"}, "notebooks": {"mlflow"}}.get(name, set())
+        assert not room.third_party & {"ray", "mlflow", "deepspeed"} - allowed, f"engines leak into {name}"
 
 
 def test_there_is_something_to_check() -> None:

@@ -11,10 +11,12 @@ from vca.core.schemas import Status
 from vca.core.taxonomy import parse_taxonomy
 from vca.media.demo import demo_truth
 from vca.pipelines.config import TagConfig, read_config, read_taxonomy
+from vca.pipelines.finetune_config import FinetuneConfig, read_finetune_config
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 TAXONOMIES = [path for path in FILES if "tasks" in yaml.safe_load(path.read_text(encoding="utf-8"))]
-JOBS = [path for path in FILES if path not in TAXONOMIES]
+FINETUNING = [path for path in FILES if "finetune" in path.stem]
+JOBS = [path for path in FILES if path not in TAXONOMIES and path not in FINETUNING]
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,7 @@ def _in_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_shipped_files_are_there() -> None:
     """README, Makefile and the cluster file call these by name."""
     assert {"nightly", "local", "demo"} <= {path.stem for path in JOBS}
+    assert {"finetune", "demo_finetune"} == {path.stem for path in FINETUNING}
     assert "taxonomy" in {path.stem for path in TAXONOMIES}
 
 
@@ -42,6 +45,15 @@ def test_job_loads_and_survives_storage(path: Path) -> None:
     config = read_config(str(path))
     assert read_taxonomy(config).tasks
     assert TagConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize("path", FINETUNING, ids=lambda p: p.stem)
+def test_fine_tuning_loads(path: Path) -> None:
+    """A shipped file for fine-tuning is accepted, survives storage, and refuses a typo."""
+    config = read_finetune_config(str(path))
+    assert FinetuneConfig.model_validate(json.loads(config.model_dump_json())) == config
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch'; did you mean 'epochs'"):
+        read_finetune_config(str(path), ["train.epoch=5"])
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.stem)

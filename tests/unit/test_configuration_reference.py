@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vca.core.config import Config, build_config, parse_yaml
 from vca.pipelines.config import TagConfig
+from vca.pipelines.finetune_config import FinetuneConfig
 from vca.pipelines.reference import configuration_reference, section_class, sections, type_name
 
 EXAMPLES = re.findall(r"^### (.+?)$.*?^```yaml\n(.*?)^```$", configuration_reference(), re.M | re.S)
@@ -24,7 +25,7 @@ def test_every_setting_has_a_meaning() -> None:
     assert len(sections()) > 15
     missing = [
         f"{section.model.__name__}.{name}"
-        for section in sections()
+        for section in [*sections(), *sections(FinetuneConfig)]
         for name, info in section.model.model_fields.items()
         if not info.description
     ]
@@ -41,10 +42,15 @@ def test_every_path_of_the_resolved_configuration_is_on_the_page() -> None:
         section = next(part for part in page.split("\n### ")[1:] if heading in part.splitlines()[0])
         for key, value in values.items():
             assert f"\n| `{key}` | " in section, f"{path}.{key}"
-            if isinstance(value, dict) and key != "thresholds":
+            if isinstance(value, dict) and key not in ("thresholds", "activitynet_subsets"):
                 check(value, f"{path}.{key}".removeprefix("."))
 
     check(config, "")
+    files = {"annotations": {"files": ["a.jsonl"]}, "output": {"uri": "b"}}
+    finetuning = FinetuneConfig.model_validate(files).model_dump(mode="json")
+    del finetuning["annotations"]["storage"]  # that of archive and output
+    for name in ("train", "fusion", "registry", "evaluation", "annotations"):
+        check(finetuning[name], name)
 
 
 def test_table_rows_have_five_cells() -> None:

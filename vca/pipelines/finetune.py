@@ -45,7 +45,7 @@ from vca.pipelines.scoring import Scored, ScoreSettings, Wanted, unpack
 from vca.pipelines.train_config import TrainConfig
 from vca.pipelines.training import TrainResult, train
 from vca.pipelines.training_checkpoint import EpochMetrics
-from vca.pipelines.training_tracking import DatasetVersion, TrainingTracker
+from vca.pipelines.training_tracking import DatasetVersion, TrainingTracker, report_figures
 from vca.pipelines.window_set import WindowSet, make_window_set, trained_taxonomy
 from vca.tables.report import comparison_text, write_report
 
@@ -115,7 +115,7 @@ def evaluate_model(config: FinetuneConfig, say: Say = print) -> int:
         say(f"{evidence_line(comparison)}\n\nreport     {place}/report.html")
         tracker = TrainingTracker(config.tracking, f"evaluate-{card.model_version}")
         tracker.parameters(config.model_dump(mode="json"))
-        _track(tracker, output, report, material)
+        _track(tracker, output, report, material, comparison)
         tracker.finish(
             _figures(comparison), _tags(material, card), {"config.json": config.model_dump_json(indent=2)}, {}
         )
@@ -316,6 +316,7 @@ class _Finetuning:
         def report(epoch: EpochMetrics) -> None:
             curves = {f"train.{name}": value for name, value in epoch.train.items()}
             curves |= {f"validation.{name}": value for name, value in epoch.validation.items()}
+            curves |= {"train.learning_rate": epoch.learning_rate, "train.windows_per_s": epoch.windows_per_s}
             prefix = "" if system == FUSION else "frozen."
             self.tracker.epoch(epoch.epoch, {f"{prefix}{name}": value for name, value in curves.items()})
 
@@ -346,7 +347,7 @@ class _Finetuning:
             self.say("\n" + comparison_text(comparison.to_dict()))
             self.say(evidence_line(comparison))
             self.say(f"\nmodel      {self.output.uri_of(place)}\nreport     {reports}/report.html")
-            _track(self.tracker, self.output, report_folder, material)
+            _track(self.tracker, self.output, report_folder, material, comparison)
             try:
                 if config.registry.enabled:
                     self.say(self._register(folder, comparison, champion))
@@ -385,9 +386,7 @@ class _Finetuning:
 
 
 def _write_report(comparison: Comparison, folder: Path, about: Mapping[str, str]) -> None:
-    result = comparison.to_dict()
-    write_report(result, folder, about)
-    (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_report(comparison.to_dict(), folder, about)
 
 
 def _store_report(output: Output, folder: Path, name: str) -> str:
@@ -397,7 +396,7 @@ def _store_report(output: Output, folder: Path, name: str) -> str:
     return output.uri_of(f"reports/{name}")
 
 
-def _track(tracker: TrainingTracker, output: Output, report: Path, material: Material) -> None:
+def _track(tracker: TrainingTracker, output: Output, report: Path, material: Material, comparison: Comparison) -> None:
     """What an evaluation was made of, and its report."""
     features = output.uri_of(f"features/{material.feature_set}")
     truths = output.uri_of(f"annotations/{material.annotations}.parquet")
@@ -408,14 +407,16 @@ def _track(tracker: TrainingTracker, output: Output, report: Path, material: Mat
         ]
     )
     tracker.folder(report, "report")
+    tracker.figures(report_figures(comparison.reports[comparison.examined].to_dict()))
 
 
 def _figures(comparison: Comparison) -> dict[str, float]:
-    """Every headline figure of every system, as metrics."""
+    """Headline figures of the systems it was compared with, and what the evidence is worth."""
     figures = {
-        f"test.{_plain(system)}.{name}": figure.value
+        f"compared.{_plain(system)}.{name}": figure.value
         for system, found in comparison.reports.items()
         for name, figure in ({"score": found.score} | found.headline).items()
+        if system != comparison.examined
     }
     return figures | {"test.evidence_correlation": comparison.evidence.correlation}
 

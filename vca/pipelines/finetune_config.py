@@ -51,7 +51,7 @@ class FinetuneConfig(Config):
     """GPUs for each of them."""
     ray: RayConfig = RayConfig()
     """Which Ray cluster does the work."""
-    tracking: TrackingConfig = TrackingConfig(experiment="vca-finetune")
+    tracking: TrackingConfig = TrackingConfig()
     """The record of runs in MLflow."""
 
     @model_validator(mode="after")

@@ -5,13 +5,15 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vca.pipelines.config import TagConfig
+from vca.pipelines.finetune_config import FinetuneConfig
 
 _HEAD = """# Configuration
 
@@ -36,7 +38,8 @@ vca tag --config configs/local.yaml --set "archive.exclude=['**/trash/**']" --dr
 - Paths are relative to the working directory. With `ray job submit --working-dir .` that is the folder submitted, so
   use `s3://` or a folder that all nodes share for archive and output.
 - Files in `configs/`: `local.yaml` (a folder on this machine), `nightly.yaml` (a cluster and S3), `demo.yaml` (`make
-  demo`). The label space is a file of its own, `configs/taxonomy.yaml`.
+  demo`), and for fine-tuning `finetune.yaml` and `demo_finetune.yaml`. The label space is a file of its own,
+  `configs/taxonomy.yaml`.
 
 ## Credentials
 
@@ -161,6 +164,13 @@ The features of these three models were not measured by this project; see [zeros
 """
 
 
+_FINETUNING = """## Fine-tuning
+
+`vca finetune` and `vca evaluate` have a file of their own, such as `configs/finetune.yaml`. Sections that are not
+listed here are those of the tagging job. [finetuning.md](finetuning.md) tells what they are for.
+"""
+
+
 @dataclass
 class _Section:
     model: type[BaseModel]
@@ -168,8 +178,8 @@ class _Section:
     paths: list[str] = field(default_factory=list)
 
 
-def sections() -> list[_Section]:
-    """Every section of `TagConfig` in the order of the file; sections of one class and parent meaning share a table."""
+def sections(root: type[BaseModel] = TagConfig) -> list[_Section]:
+    """Every section of a job in the order of its file; sections of one class share a table."""
     found: list[_Section] = []
 
     def visit(model: type[BaseModel], path: str, meaning: str) -> None:
@@ -183,7 +193,7 @@ def sections() -> list[_Section]:
                 assert info.is_required() or info.get_default() == inner(), f"{path}.{name}: a default of its own"
                 visit(inner, f"{path}.{name}".removeprefix("."), _plain(info.description))
 
-    visit(TagConfig, "", "")
+    visit(root, "", "")
     return found
 
 
@@ -195,20 +205,26 @@ def section_class(info: FieldInfo) -> type[BaseModel] | None:
 
 def configuration_reference() -> str:
     """Markdown: how to configure, examples, then a table for every section. Equal models give equal text."""
-    parts = [_HEAD, _EXAMPLES + "## All settings\n"]
-    for section in sections():
-        title = " and ".join(f"`{path}`" for path in section.paths if path) or "Top level"
-        parts.append(f"### {title}\n")
+    tagging = sections()
+    known = {section.model for section in tagging}
+    finetuning = [section for section in sections(FinetuneConfig) if section.model not in known]
+    parts = [_HEAD, _EXAMPLES + "## All settings\n", *_tables(tagging, "Top level")]
+    parts += [_FINETUNING, *_tables(finetuning, "Fine-tuning, top level")]
+    return "\n".join(parts)
+
+
+def _tables(found: list[_Section], top: str) -> Iterator[str]:
+    for section in found:
+        yield "### " + (" and ".join(f"`{path}`" for path in section.paths if path) or top) + "\n"
         text = _section_text(section)
         if text:
-            parts.append(text + "\n")
-        parts.append(_table(section))
-    return "\n".join(parts)
+            yield text + "\n"
+        yield _table(section)
 
 
 def _section_text(section: _Section) -> str:
     """The class says more than the field that holds it; where it says nothing, the field does."""
-    own = _plain(section.model.__doc__) if section.model is not TagConfig else ""
+    own = _plain(section.model.__doc__) if section.model not in (TagConfig, FinetuneConfig) else ""
     for path in section.paths:
         own = own.removeprefix(f"`{path}`. ").removeprefix(f"`{path}`.")
     return own or section.meaning
@@ -234,6 +250,10 @@ def type_name(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join("null" if item is NoneType else type_name(item) for item in arguments)
+    if origin is Annotated:
+        return type_name(arguments[0])
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(f"`{item.value}`" for item in kind)
     if origin is Literal:
         return ", ".join(f"`{item}`" for item in arguments)
     if origin is tuple:

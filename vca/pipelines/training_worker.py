@@ -142,16 +142,13 @@ class _Worker:
         import torch
         from torch import distributed
 
-        from vca.models.fusion_inputs import collate
-
         device = self.engine.device
         on_device = torch.from_numpy(denominators).to(device)
         parts = torch.zeros(len(self.tasks), device=device)
         for number in range(self.config.accumulation):
             slot, blobs = next(passes)
             _seed(self.config.seed, self.state.step, slot.number)
-            batch = {name: tensor.to(device) for name, tensor in collate(blobs).items()}
-            loss, found = self.engine(batch, on_device)
+            loss, found = self.engine(self._batch(blobs), on_device)
             weight = float(slot.counts)
             parts += found * weight
             self.engine.backward(loss * (weight * self.workers), scale_wrt_gas=False)
@@ -167,6 +164,24 @@ class _Worker:
         state.loss_weights = (np.array(state.loss_weights) + denominators).tolist()
         state.step_losses.append(float(losses.sum()))
         state.step += 1
+
+    def _batch(self, blobs: list[bytes]) -> "dict[str, Tensor]":
+        """Windows as a batch in which every modality of the feature set is there, if only as masked zeros.
+
+        Otherwise the projector of a modality would be left out by one worker and not by another, and ZeRO, which sends
+        gradients (at stage 3 weights) as layers come by, would wait or break off.
+        """
+        import torch
+
+        from vca.models.fusion_inputs import collate
+
+        batch = collate(blobs)
+        spec = self.job.spec
+        for name, statistics in (("vision", spec.vision), ("audio", spec.audio)):
+            if statistics is not None and name not in batch:
+                batch[name] = torch.zeros(*batch["step_mask"].shape, len(statistics.mean))
+                batch[f"{name}_mask"] = torch.zeros_like(batch["step_mask"])
+        return {name: tensor.to(self.engine.device) for name, tensor in batch.items()}
 
     def _check_finite(self, parts: "Tensor") -> None:
         """All workers see the same sums, so all of them stop."""
@@ -213,7 +228,6 @@ class _Worker:
         """Figures over the validation windows, the same in every worker."""
         from torch import distributed
 
-        from vca.models.fusion_inputs import collate
         from vca.models.learning import validation_metric
 
         learner: FusionLearner = self.engine.module
@@ -223,8 +237,7 @@ class _Worker:
         slots = slots_of(order, micro * self.workers, micro, self.workers, self.rank)
         judged = []
         for slot, blobs in stream(self.job.output, self.validation, slots):
-            batch = {name: tensor.to(self.engine.device) for name, tensor in collate(blobs).items()}
-            found = learner.judge(batch)
+            found = learner.judge(self._batch(blobs))
             if slot.counts:
                 judged.append((slot.step, slot.number, found))
         gathered: list[Any] | None = [None] * self.workers if self.rank == 0 else None
