@@ -18,7 +18,7 @@ from vca.tables.report_page import PAGE
 UNCALIBRATED = "uncalibrated"
 """The examined system before calibration: it is in the dict for the reliability diagrams, and in no comparison."""
 NOTHING = "–"
-TEXT_WIDTH = 118
+TEXT_WIDTH = 124
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,17 @@ def comparison_text(comparison: Mapping[str, Any], width: int = TEXT_WIDTH) -> s
     cells = [
         [name, *(_short(_figure(comparison, name, f)) for f in columns), _gain(comparison, name)] for name in names
     ]
-    heads = ["system", *columns, f"{comparison['examined']} is better by"]
-    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
+    # A figure such as content.map_macro has its task in the first line and its name in the second.
+    heads = [("system", ""), *((c.partition(".")[0], c.partition(".")[2]) for c in columns)]
+    heads.append(("better by", f"({comparison['examined']})"))
+    rows = [*map(list, zip(*heads, strict=True)), *cells]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     shown = list(range(len(heads)))
     while sum(widths[i] + 2 for i in shown) - 2 > width and len(shown) > 3:
         del shown[-2]
-    left_out = [heads[i] for i in range(len(heads)) if i not in shown]
-    lines = ["  ".join(row[i].ljust(widths[i]) for i in shown).rstrip() for row in [heads, *cells]]
-    lines.insert(1, "-" * max(map(len, lines)))
+    left_out = [name for i, name in enumerate(columns, start=1) if i not in shown]
+    lines = ["  ".join(row[i].ljust(widths[i]) for i in shown).rstrip() for row in rows]
+    lines.insert(2, "-" * max(map(len, lines)))
     report = comparison["systems"][comparison["examined"]]
     lines.append(
         f"{report['n_videos']} test videos, {report['hours']:.2f} h. [ ]: interval by video; *: beyond chance."
@@ -150,14 +153,15 @@ def _gain(comparison: Mapping[str, Any], system: str) -> str:
     found = comparison["differences"].get(system, {}).get("score")
     if found is None:
         return ""
-    return f"{found['value']:+.3f} [{found['low']:+.3f} {found['high']:+.3f}]{'*' if found['low'] > 0 else ''}"
+    value, low, high = (f"{found[name]:+.2f}".replace("0.", ".", 1) for name in ("value", "low", "high"))
+    return f"{value} [{low} {high}]{'*' if found['low'] > 0 else ''}"
 
 
 def _short(found: Mapping[str, float] | None) -> str:
     """`0.912 [.88 .95]`."""
     if found is None:
         return NOTHING
-    low, high = (f"{found[name]:.2f}".removeprefix("0") for name in ("low", "high"))
+    low, high = (f"{found[name]:.2f}".removeprefix("0").replace("1.00", "1.0") for name in ("low", "high"))
     return f"{found['value']:.3f} [{low} {high}]"
 
 
