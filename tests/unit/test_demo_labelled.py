@@ -224,7 +224,7 @@ def test_splits_have_their_shares(n: int) -> None:
 
 
 def test_too_few_clips_are_refused() -> None:
-    """An archive without some label in some split would fail much later, in the evaluation."""
+    """Splits of a clip or none would fail much later, in the evaluation."""
     with pytest.raises(ConfigError, match="clips = 19: too few"):
         labelled_clips(19)
 

@@ -4,15 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vca.core.errors import PublishError
+from vca.core.errors import ConfigError, PublishError
 from vca.core.schemas import FEATURES
 from vca.media.output import Output, OutputConfig
-from vca.pipelines.features import FeatureStore, FeatureWriter, decode_steps, encode_steps, join_segments
+from vca.pipelines.features import (
+    INDEX,
+    Dims,
+    FeatureStore,
+    FeatureWriter,
+    decode_steps,
+    encode_steps,
+    join_segments,
+)
 from vca.pipelines.predict import complete_videos, group_by_part
 
 MEDIA = {
@@ -121,6 +130,79 @@ def test_two_cuts_of_one_content_do_not_mix(store: FeatureStore) -> None:
     complete = complete_videos(store.index({"v": "f", "other": "another content"}))
     assert set(complete) == {"v"}
     assert complete["v"].n_segments == 3
+
+
+def test_contents_are_what_was_completed_last(store: FeatureStore) -> None:
+    """Training takes the newest whole content of every video: never a half one, a mixture or an older one."""
+    kept = {"new": [], "late": [], "old": []}
+    for number, (video, content, index, count) in enumerate(
+        [
+            ("new", "1", 0, 1),
+            ("late", "1", 0, 2),
+            ("old", "1", 0, 1),
+            ("late", "2", 0, 1),
+            ("new", "2", 0, 2),
+            ("late", "1", 1, 2),  # completes the older content, after the newer one was stored
+            ("new", "2", 1, 2),
+            ("old", "2", 0, 2),  # the other half never came
+            ("new", "2", 0, 2),  # a retry
+            ("half", "1", 1, 2),
+        ]
+    ):
+        writer = FeatureWriter(store, f"run{number}", 1, 0.0)
+        row = segment(video, index, count, index * 500_000, (index + 1) * 500_000)
+        fingerprint = pa.array([content], pa.string())
+        writer.add(row.set_column(FEATURES.get_field_index("fingerprint"), FEATURES.field("fingerprint"), fingerprint))
+        if (video, content) in {("new", "2"), ("late", "1"), ("old", "1")}:
+            kept[video].append(f"{store.folder}/part-run{number}-00000.parquet")
+    contents = store.contents()
+    assert contents.schema.equals(INDEX)
+    parts = [part for found in kept.values() for part in found]
+    assert contents.column("part").to_pylist() == sorted(parts), "oldest part first, and no row of another content"
+    complete = complete_videos(contents)
+    assert {name: video.fingerprint for name, video in complete.items()} == {"new": "2", "late": "1", "old": "1"}
+    assert complete == complete_videos(store.index({"new": "2", "late": "1", "old": "1"}))
+    assert store.videos().to_pylist() == [
+        {"video_id": name, "key": f"{name}.mp4", "fingerprint": complete[name].fingerprint} for name in sorted(complete)
+    ]
+
+
+def test_contents_of_nothing(store: FeatureStore) -> None:
+    """A set without parts has no videos."""
+    assert store.contents().equals(INDEX.empty_table())
+    assert len(store.videos()) == 0
+
+
+def test_contents_read_no_vectors(store: FeatureStore) -> None:
+    """The index of an archive is made from narrow columns: vectors that are overwritten do not even disturb."""
+    writer = FeatureWriter(store, "run", 1, 0.0)
+    writer.add(segment("v", 0, 1, 0, 500_000))
+    (part,) = store.parts()
+    path = Path(store.output.path(part))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    (vision,) = (column for column in columns if column.path_in_schema.startswith("vision"))
+    data = bytearray(path.read_bytes())
+    start = min(filter(None, (vision.dictionary_page_offset, vision.data_page_offset)))
+    data[start : start + vision.total_compressed_size] = b"\xff" * vision.total_compressed_size
+    path.write_bytes(bytes(data))
+    assert store.contents().num_rows == 1
+    with pytest.raises((PublishError, OSError)):
+        store.read([part], ["v"])
+
+
+def test_the_description_tells_what_is_stored(store: FeatureStore) -> None:
+    """Step, origin and widths come back; without the file there is one line."""
+    with pytest.raises(ConfigError, match=r"feature_set\.json is missing or damaged \(FileNotFoundError\)"):
+        store.definition()
+    assert not store.described()
+    store.describe({"step_us": 250_000, "imported": {"name": "x"}}, Dims(3, 0))
+    assert store.described()
+    assert store.definition() == {"step_us": 250_000, "imported": {"name": "x"}}
+    assert store.dims() == Dims(3, 0)
+    store.output.write_bytes(f"{store.folder}/feature_set.json", b'{"definition": []}')
+    with pytest.raises(ConfigError, match="damaged"):
+        store.definition()
 
 
 def test_a_damaged_part_is_named(store: FeatureStore) -> None:

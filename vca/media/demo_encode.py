@@ -87,10 +87,10 @@ def subtitle_text(pieces: list[TextPiece], form: str) -> str:
     return subtitles.to_string("vtt" if form == "webvtt" else form)
 
 
-def place_file(folder: Path, key: str, data: bytes) -> Path:
+def place_file(folder: Path, key: str, data: bytes, setting: str = "--archive") -> Path:
     """Write `data` to `folder / key` unless it is there already; a new file appears whole, by rename.
 
-    Raises `ConfigError` where the folder cannot be written.
+    Raises `ConfigError` where the folder cannot be written; `setting` is what named the folder.
     """
     path = folder / key
     try:
@@ -103,7 +103,7 @@ def place_file(folder: Path, key: str, data: bytes) -> Path:
         return Path(file.name).replace(path)
     except OSError as error:
         why = os.strerror(error.errno or 0)
-        raise ConfigError(f"--archive = {str(folder)!r}: {why}; choose a folder that can be written") from error
+        raise ConfigError(f"{setting} = {str(folder)!r}: {why}; choose a folder that can be written") from error
 
 
 def _video_stream(out: Any, packing: Packing) -> Any:

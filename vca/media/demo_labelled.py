@@ -1,10 +1,10 @@
 """The labelled demo archive: short clips of a small broadcaster with exact labels, to fine-tune and compare models on.
 
-Scenes have facts (a picture, a sound, what is said, a burst of sound), and labels are rules over facts (`RULES`,
-`PAIRS`, `_events`). Some labels need one modality that no other can replace. The labels of `PAIRS` need two at the same
-time: clips in which both halves occur, but in different scenes, are as frequent as those in which they meet, so that a
-model that averages over the clip cannot tell them apart. It is no proof of quality: the world is small, and labels have
-no noise.
+Scenes have facts (a picture, a sound, what is said, a burst of sound), and labels are rules over facts (`RULES` and
+`PAIRS` of `demo_plan`). Some labels need one modality that no other can replace. The labels of `PAIRS` need two at the
+same time: clips in which both halves occur, but in different scenes, are almost as frequent as those in which they
+meet, so a model that averages over the clip cannot tell them apart. It is no proof of quality: the world is small, and
+labels have no noise.
 
 A label implies its parents in the taxonomy; annotations name the most exact one.
 """
@@ -33,7 +33,7 @@ from vca.media.demo_render import SYNTH_RATE, FloatArray, Look, ScenePainter, sy
 from vca.media.demo_sentences import Line, compose
 
 MIN_CLIPS = 20
-"""Fewer leave a split without most labels."""
+"""Fewer leave one clip in a split; from about 200 on every label is in every split."""
 ANNOTATOR = "script"
 
 
@@ -116,7 +116,7 @@ _POOL_FROM = 24  # clips; starting processes costs as much as making some ten cl
 def labelled_clips(n: int = 220, seed: int = 0) -> list[LabelledClip]:
     """The truth about the archive of this size and seed, in the order of the keys. Raises `ConfigError`."""
     if n < MIN_CLIPS:
-        raise ConfigError(f"clips = {n}: too few to have every label in every split; use {MIN_CLIPS} or more")
+        raise ConfigError(f"clips = {n}: too few for four splits; use {MIN_CLIPS} or more")
     return [_clip(draft, index, n, seed) for index, draft in enumerate(plan_archive(n, seed))]
 
 
@@ -167,7 +167,7 @@ def annotation_rows(clips: Iterable[LabelledClip]) -> list[dict[str, Any]]:
 def write_annotations(path: Path, clips: Iterable[LabelledClip]) -> None:
     """`annotation_rows` as JSON Lines. Raises `ConfigError` where the file cannot be written."""
     lines = [json.dumps(row, ensure_ascii=False) for row in annotation_rows(clips)]
-    place_file(path.parent, path.name, ("\n".join(lines) + "\n").encode())
+    place_file(path.parent, path.name, ("\n".join(lines) + "\n").encode(), "annotations")
 
 
 def _rows(clip: LabelledClip) -> Iterator[dict[str, Any]]:

@@ -120,6 +120,7 @@ TARGETS = {
     "words against sound": 0.06,
     "roar elsewhere": 0.08,
     "stage without applause": 0.06,
+    "pitch apart from a roar": 0.07,
     "named in a fire": 0.1,
     "emergency without a bang": 0.08,
     "title_plain": 0.3,
@@ -157,7 +158,9 @@ def _themes() -> Iterator[list[_Part]]:
     for picture in ("studio", "stage", "stage", "harbour", "road", "blackboard"):
         yield [_part({"picture": picture, "burst": "roar"})]
     yield from [[_part({"picture": "pitch", "sound": "crowd", "burst": "roar"})]] * 2
-    roar, bang = _rule("burst", "roar"), _rule("burst", "bang")
+    roar, bang, crowd = _rule("burst", "roar"), _rule("burst", "bang"), _rule("sound", "crowd")
+    for picture in ("stage", "harbour", "road"):
+        yield [_part({"picture": "pitch"}, crowd), _part({"picture": picture, "sound": "crowd", "burst": "roar"})]
     yield [_part({"picture": "stage"}, roar)]
     yield [_part({"picture": "fire", "burst": "bang", "words": "emergency"})]
     yield [_part({"burst": "bang", "words": "emergency"})]
@@ -236,6 +239,8 @@ def counted(draft: Draft) -> list[str]:
     found.add("neutral" if mood == "neutral" else f"{mood} words" if polar else f"{mood} sound")
     if {"positive", "drone"} <= words | sounds or {"negative", "melody"} <= words | sounds:
         found.add("words against sound")
+    if "sports apart" in found and any(scene.burst == "roar" for scene in scenes):
+        found.add("pitch apart from a roar")
     for scene in scenes:
         if scene.burst == "roar" and not meets("applause", scene) and not meets("goal_or_score", scene):
             found.add("roar elsewhere")

@@ -328,6 +328,11 @@ def _engine(learner: "FusionLearner", config: TrainConfig, steps: int, step: int
     engine, *_ = deepspeed.initialize(
         model=learner, optimizer=optimizer, lr_scheduler=schedule, config=engine_settings(config)
     )
+    if config.deepspeed.zero_stage == 3:
+        # DeepSpeed gathers a module's own weights again for the backward pass when it meets the module's output, which
+        # it only looks for in tuples, lists and dicts; the fusion model answers with a dataclass.
+        for parameter in learner.model.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(learner, parameter)
     return engine
 
 
