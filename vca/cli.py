@@ -14,6 +14,9 @@ app = typer.Typer(
     help="Tag video archives: pictures, sound and text in, Parquet tables of categories and events out.",
 )
 
+features = typer.Typer(no_args_is_help=True, help="Feature sets.")
+app.add_typer(features, name="features")
+
 ConfigPath = Annotated[str, typer.Option("--config", help="YAML file with the configuration.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one setting.")]
 OutputUri = Annotated[str | None, typer.Option("--output", help="Output to read; default: that of the configuration.")]
@@ -64,6 +67,25 @@ def evaluate(config: ConfigPath = FINETUNE_CONFIG, overrides: Overrides = None, 
     from vca.pipelines.door import run_evaluate
 
     raise typer.Exit(run_evaluate(config, overrides or [], dry_run))
+
+
+@features.command("import")
+def import_features(
+    sources: Annotated[list[str], typer.Argument(help="Folders or files: .npz, .parquet.")],
+    name: Annotated[str, typer.Option(help="Name of what made the features; part of the set's identity.")],
+    description: Annotated[str, typer.Option(help="A line about where they come from.")] = "",
+    step_ms: Annotated[int | None, typer.Option(min=1, help="Step of the grid; default: that of the files.")] = None,
+    max_file_mb: Annotated[int, typer.Option(min=1, help="Largest .npz, unpacked, or video of a Parquet file.")] = 1024,
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    output: OutputUri = None,
+) -> None:
+    """Bring features that somebody else computed into an output, as a feature set of their own."""
+    from vca.pipelines.foreign import run_import
+
+    settings: dict[str, object] = {"name": name, "description": description}
+    settings |= {"step_ms": step_ms, "max_file_mb": max_file_mb}
+    raise typer.Exit(run_import(config, overrides or [], output, sources, settings))
 
 
 @app.command()

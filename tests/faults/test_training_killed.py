@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
 RTOL = 1e-5
 """Between a run that was killed and one that was not."""
-SETTINGS = {"checkpoint_steps": 2, "deepspeed": {"zero_stage": 3}}
+SETTINGS = {"checkpoint_steps": 2, "deepspeed": {"zero_stage": 3, "whole_elements": 0}}
 
 DRIVER = """
 import json, sys

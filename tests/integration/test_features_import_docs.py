@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.support.runs import REPOSITORY, Job
+from vca.cli import app
 from vca.core.annotations import Split
 from vca.core.taxonomy import parse_taxonomy
 from vca.pipelines.annotations import AnnotationsConfig, load_annotations
-from vca.pipelines.foreign import run_import
 
 pytestmark = pytest.mark.integration
 
@@ -43,15 +44,13 @@ def test_the_example_goes_from_arrays_to_tags(
     shown_import, shown_rows = blocks("")[:2]
     run_python(make)
 
-    vca, features, verb, *words = shlex.split(command)
-    assert (vca, features, verb, words[0]) == ("vca", "features", "import", "features")
-    options = dict(zip(words[1::2], words[2::2], strict=True))
-    settings = {"name": options["--name"], "description": options["--description"]}
-    assert run_import("no-config.yaml", (), options["--output"], [words[0]], settings) == 0
-    said = capsys.readouterr().out
+    words = shlex.split(command)
+    assert words[0] == "vca"
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
     (folder,) = (tmp_path / "out" / "features").iterdir()
     feature_set = folder.name
-    assert said == shown_import.replace("0123456789abcdef01234567", feature_set)
+    assert done.stdout == shown_import.replace("0123456789abcdef01234567", feature_set)
 
     run_python(look.replace("FEATURE_SET", feature_set))
     assert capsys.readouterr().out == shown_rows
@@ -78,7 +77,7 @@ def test_the_example_goes_from_arrays_to_tags(
     assert "2  retag   tagged with another taxonomy" in job.text
     for part in folder.glob("*.parquet"):
         part.unlink()
-    assert run_import("no-config.yaml", (), options["--output"], [words[0]], settings) == 0, "made again"
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0, "made again"
     assert len(pq.read_table(next(folder.glob("*.parquet")))) == 4
 
 

@@ -16,11 +16,12 @@ from vca.core.schemas import TextSource
 from vca.core.taxonomy import Taxonomy, parse_taxonomy
 from vca.core.timeline import Span, step_spans
 from vca.models.calibration import uncalibrated
+from vca.models.fusion import drop_modalities
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
-from vca.models.fusion_inputs import collate, window_rows, windows_of
+from vca.models.fusion_inputs import MODALITIES, collate, window_rows, windows_of
 from vca.models.fusion_tagger import FusionTagger, merge_windows, seam_weights, without
 from vca.models.learning import build_learner, load_trainable, parameter_groups, trainable_state
-from vca.models.plm import load_plm, load_tokenizer
+from vca.models.plm import load_language, load_plm
 from vca.models.saved_model import read_card, save_model
 
 pytestmark = pytest.mark.integration
@@ -89,8 +90,8 @@ def truth(seed: int = 0) -> VideoTruth:
 
 
 def batch_of(clips: list[VideoFeatures], fusion: FusionConfig) -> dict[str, torch.Tensor]:
-    tokenizer = load_tokenizer(fusion.plm)
-    tables = [window_rows(c, truth(i), TAXONOMY, fusion.inputs, tokenizer) for i, c in enumerate(clips)]
+    language = load_language(fusion.plm)
+    tables = [window_rows(c, truth(i), TAXONOMY, fusion.inputs, language) for i, c in enumerate(clips)]
     return collate([blob for table in tables for blob in table.column("arrays").to_pylist()])
 
 
@@ -185,14 +186,15 @@ def test_missing_modalities(checkpoints: dict[str, str]) -> None:
 def test_a_window_never_loses_its_last_modality(checkpoints: dict[str, str]) -> None:
     """Modality dropout leaves something to learn from."""
     fusion = config(checkpoints["bert"], drop_vision=0.95, drop_audio=0.95, drop_text=0.95)
-    tokens = build_learner(fusion, spec(), seed=0).model.steps.train()
     batch = batch_of([video(6, i) for i in range(8)], fusion)
     torch.manual_seed(0)
     dropped = 0
     for _ in range(20):
-        present = tokens._present(batch)
-        assert bool(present.any(dim=(1, 2)).all())
-        dropped += int((~present.any(dim=1)).sum())
+        left = drop_modalities(batch, fusion)
+        has = torch.stack([left[f"{name}_mask"].bool().any(dim=1) for name in MODALITIES], dim=1)
+        assert bool(has.any(dim=1).all())
+        assert left["token_mask"].bool().any(dim=1).tolist() == has[:, 2].tolist(), "words go with the text"
+        dropped += int((~has).sum())
     assert dropped > 100
 
 
@@ -238,7 +240,7 @@ def test_long_videos_are_merged_without_a_seam(checkpoints: dict[str, str]) -> N
     assert seam_weights(6, at_start=False, at_end=False).tolist() == [1, 2, 3, 3, 2, 1]
     assert seam_weights(3, at_start=True, at_end=True).tolist() == [3, 3, 3]
     fusion = config(checkpoints["bert"])
-    windows = windows_of(video(50), fusion.inputs, load_tokenizer(fusion.plm))
+    windows = windows_of(video(50), fusion.inputs, load_language(fusion.plm))
     assert len(windows) > 4
     parts = [
         VideoLogits(

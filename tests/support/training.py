@@ -18,7 +18,7 @@ from vca.core.timeline import Span, step_spans
 from vca.media.output import Output, OutputConfig
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
 from vca.models.fusion_inputs import InputsConfig, window_rows
-from vca.models.plm import PlmConfig, load_tokenizer
+from vca.models.plm import PlmConfig, load_language
 from vca.pipelines.train_config import TrainConfig
 from vca.pipelines.training import TrainResult, train
 from vca.pipelines.training_checkpoint import EpochMetrics
@@ -119,7 +119,7 @@ class Training:
     def window_set(self, n: int = 40, block_windows: int = 13) -> WindowSet:
         """Writes the set: several blocks, the last one short."""
         folder = "training/windows/made-up"
-        tokenizer = load_tokenizer(self.fusion.plm)
+        tokenizer = load_language(self.fusion.plm)
         rows = pa.concat_tables(
             window_rows(features, truth, TAXONOMY, self.fusion.inputs, tokenizer) for features, truth in videos(n)
         )

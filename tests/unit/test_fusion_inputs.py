@@ -1,5 +1,6 @@
 """Windows of the fusion model: nothing is lost between video and batch, and training and tagging see the same."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vca.core.annotations import Split, TrueEvent, VideoTruth
-from vca.core.records import TextPiece, VideoFeatures
+from vca.core.records import FloatArray, TextPiece, VideoFeatures
 from vca.core.schemas import TextSource
 from vca.core.taxonomy import Taxonomy, parse_taxonomy
 from vca.core.timeline import Span, step_spans
@@ -17,7 +18,7 @@ from vca.models.fusion_inputs import (
     SHOWN,
     SPOKEN,
     InputsConfig,
-    Tokenizer,
+    Language,
     annotated_tasks,
     collate,
     collate_arrays,
@@ -54,7 +55,12 @@ class Letters:
         return {"input_ids": [1 + len(word) for word in text.split()]}
 
 
-TOKENIZER = Tokenizer(Letters())
+def embed(texts: Sequence[str]) -> FloatArray:
+    """Two numbers a phrase: how many words, and 1."""
+    return np.array([[len(text.split()), 1.0] for text in texts], np.float32)
+
+
+TOKENIZER = Language(Letters(), embed)
 
 
 def video(n_steps: int, text: tuple[TextPiece, ...] = (), clipped_us: int = 0) -> VideoFeatures:
@@ -97,13 +103,17 @@ def test_features_are_those_of_the_steps() -> None:
 
 
 def test_phrases_stand_where_they_start() -> None:
-    """Tokens of a phrase share the steps it lasts; text outside the window is not in it."""
+    """Tokens of a phrase stand at its first step, its vector on every step it lasts; text outside is not in it."""
     text = (piece(0.6, 2.0, "one three five"), piece(1.0, 1.4, "GOAL", TextSource.OCR), piece(9.0, 9.5, "late"))
     (window, _) = windows_of(video(24, text), InputsConfig(window_s=8, overlap_s=4), TOKENIZER)
     assert window.token_ids.tolist() == [4, 6, 5, 5]
     assert window.token_kind.tolist() == [SPOKEN, SPOKEN, SPOKEN, SHOWN]
     # 0.6 to 2.0 s touches steps 1 to 3, 1.0 to 1.4 s is inside step 2
-    assert window.token_steps.tolist() == [[1, 3], [1, 3], [1, 3], [2, 2]]
+    assert window.token_steps.tolist() == [1, 1, 1, 2]
+    assert window.text is not None
+    assert window.text_mask is not None
+    assert window.text_mask.tolist() == [False, True, True, True] + [False] * 12
+    assert window.text[1:4].tolist() == [[3, 1], [2, 1], [3, 1]]  # three words, and the mean of three and one
 
 
 def test_weak_and_empty_text_is_left_out() -> None:

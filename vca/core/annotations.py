@@ -201,8 +201,10 @@ def _add(drafts: dict[str, _Draft], where: str, row: Mapping[str, Any], taxonomy
     key, given = _text(row, "key"), _text(row, "video_id")
     if key is None and given is None:
         raise ConfigError("neither key nor video_id is given; one of them names the video")
-    name = given or video_id(key or "")
-    if key is not None and name != video_id(key):
+    own = None if key is None else video_id(key)
+    name = given or own
+    assert name is not None
+    if own is not None and name != own:
         raise ConfigError(f"video_id {given!r} is not the id of key {key!r}; give one of them")
     draft = drafts.setdefault(name, _Draft(name, where))
     draft.key = draft.key or key
@@ -298,8 +300,10 @@ def _checked(value: Any, name: str) -> str:
         raise ConfigError(f"{name} is {_shown(value)}; it must be text")
     if len(value) > TEXT_LIMIT:
         raise ConfigError(f"{name} is {_shown(value)}; the limit is {TEXT_LIMIT} characters")
-    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can spell what no text can hold
-        raise ConfigError(f"{name} is {_shown(value)}; it is no valid Unicode")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no text can hold
+        raise ConfigError(f"{name} is {_shown(value)}; it is no valid Unicode") from error
     return value
 
 

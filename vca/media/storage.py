@@ -62,12 +62,13 @@ LISTING = pa.schema(
 )
 
 FETCH_BYTES = 8 << 20  # one request of a staged download; also what a broken connection costs
+_FEATURES = re.compile(r"features://[0-9a-f]{24}")
 STAGE_RESERVE_BYTES = 256 << 20  # a staged copy leaves at least this much of the disk to the rest of the machine
 
 
 class ArchiveConfig(Config):
     uri: str
-    """Local folder or s3://bucket/prefix."""
+    """Local folder, s3://bucket/prefix, or features://<id> for a feature set that was imported into the output."""
     include: tuple[str, ...] = MEDIA_GLOBS
     """Which keys are media, case apart. As in gitignore files, a pattern without a slash is about the file name in any
     folder, one with a slash about the whole key, and `**` crosses folders. Sidecar extensions are never media."""
@@ -81,7 +82,12 @@ class ArchiveConfig(Config):
     @field_validator("uri")
     @classmethod
     def _check_uri(cls, value: str) -> str:
-        return normalise_uri(value)
+        return value if _FEATURES.fullmatch(value) else normalise_uri(value)
+
+    @property
+    def feature_set(self) -> str | None:
+        """Id of the feature set that stands for the archive."""
+        return self.uri.removeprefix("features://") if _FEATURES.fullmatch(self.uri) else None
 
     @field_validator("include", "exclude")
     @classmethod

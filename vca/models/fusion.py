@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from vca.core.errors import ConfigError
 from vca.core.taxonomy import Task, TaskKind, Taxonomy
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
-from vca.models.fusion_inputs import MODALITIES, Tokenizer
-from vca.models.plm import load_plm, load_tokenizer, position_limit
+from vca.models.fusion_inputs import MODALITIES, Language
+from vca.models.plm import load_language, load_plm, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +54,7 @@ class FusionModel(nn.Module):
         self.steps = StepTokens(config, spec, self.width, self.word_std)
         self.kinds = nn.Embedding(2, self.width)
         nn.init.zeros_(self.kinds.weight)
-        self.task_tokens = nn.Parameter(_task_tokens(spec.taxonomy, words, load_tokenizer(config.plm)))
+        self.task_tokens = nn.Parameter(_task_tokens(spec.taxonomy, load_language(config.plm, "cpu"), self.word_std))
         tasks = spec.taxonomy.tasks
         self.video_heads = nn.ModuleDict(
             {t.name: LabelAttention(self.width, len(t.labels), config.dropout) for t in tasks if not _in_time(t)}
@@ -63,8 +63,10 @@ class FusionModel(nn.Module):
 
     def forward(self, batch: Batch) -> FusionOutputs:
         """A batch of `fusion_inputs.collate` to logits. Padding changes nothing."""
+        if self.training:
+            batch = drop_modalities(batch, self.config)
         words = self._words(batch)  # [B, N, H]
-        steps, gates = self.steps(batch, words)  # 1. one gated token a step
+        steps, gates = self.steps(batch)  # 1. one gated token a step
         sequence, mask, order = self._interleave(batch, steps, words)  # 2. tasks, then steps and text by time
         states = self._read(sequence, mask, order)  # 3. the language model, put back in place
         return self._heads(batch, states, steps, gates)  # 4. what each task says
@@ -84,9 +86,7 @@ class FusionModel(nn.Module):
             [torch.ones_like(batch["step_mask"][:, :1]).expand(-1, n_tasks), batch["step_mask"], batch["token_mask"]], 1
         ).bool()
         places = torch.arange(steps.shape[1], device=steps.device)[None].expand(n_windows, -1)
-        rank = torch.cat(
-            [places.new_full((n_windows, n_tasks), -1), 2 * places, 2 * batch["token_steps"][..., 0] + 1], 1
-        )
+        rank = torch.cat([places.new_full((n_windows, n_tasks), -1), 2 * places, 2 * batch["token_steps"] + 1], 1)
         order = rank.masked_fill(~mask, 2**31 - 1).argsort(dim=1, stable=True)
         return _take(tokens, order), mask.gather(1, order), order
 
@@ -123,6 +123,28 @@ class FusionModel(nn.Module):
         return outputs
 
 
+def drop_modalities(batch: Batch, config: FusionConfig) -> Batch:
+    """The batch as if some windows lacked a modality, drawn anew each time; never the last one that a window has."""
+    steps = batch["step_mask"].bool()
+    has = torch.stack([_mask(batch, name).any(dim=1) for name in MODALITIES], dim=1)  # [B, M]
+    shares = torch.tensor((config.drop_vision, config.drop_audio, config.drop_text), device=steps.device)
+    draw = torch.rand(has.shape, device=steps.device).masked_fill(~has, -1.0)
+    last = nn.functional.one_hot(draw.argmax(dim=1), has.shape[1]).bool()
+    keep = (draw >= shares) | last
+    dropped = dict(batch)
+    for i, name in enumerate(MODALITIES):
+        dropped[f"{name}_mask"] = _mask(batch, name) & keep[:, i, None]
+    dropped["token_mask"] = batch["token_mask"].bool() & keep[:, TEXT, None]
+    return dropped
+
+
+def _mask(batch: Batch, name: str) -> Tensor:
+    """Which steps have the modality [B, S]."""
+    steps = batch["step_mask"].bool()
+    mask = batch.get(f"{name}_mask")
+    return torch.zeros_like(steps) if mask is None else mask.bool() & steps
+
+
 class StepTokens(nn.Module):
     """One token a step: projectors into the language model's space, a gate over the modalities that are there, learned
     vectors for those that are missing.
@@ -130,14 +152,13 @@ class StepTokens(nn.Module):
 
     def __init__(self, config: FusionConfig, spec: FusionSpec, width: int, word_std: float) -> None:
         super().__init__()
-        self._drop = (config.drop_vision, config.drop_audio, config.drop_text)
         self._noise = config.feature_noise
         statistics = {"vision": spec.vision, "audio": spec.audio}
         self.projectors = nn.ModuleDict()
         for name, known in statistics.items():
             if known is not None:
                 self.projectors[name] = Projector(known, width, config.dropout)
-        self.text = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.text = nn.Sequential(nn.LayerNorm(width), *_two_layers(width, width, config.dropout))
         self.missing = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
         self.modality = nn.Parameter(torch.randn(len(MODALITIES), width) * 0.02)
         self.gate = nn.Sequential(
@@ -147,43 +168,32 @@ class StepTokens(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.constant_(self.norm.weight, word_std)  # tokens as large as the words the language model knows
 
-    def forward(self, batch: Batch, words: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens [B, S, H] and gates [B, S, M], zero where no modality is there."""
-        present = self._present(batch)  # [B, S, M]
-        text, heard = _mean_words(batch, words)
-        parts = [self._part("vision", batch, text), self._part("audio", batch, text), self.text(text)]
-        present = torch.stack([present[..., VISION], present[..., AUDIO], present[..., TEXT] & heard], dim=-1)
+        present = torch.stack([_mask(batch, name) for name in MODALITIES], dim=-1)  # [B, S, M]
+        nothing = self.modality.new_zeros(*present.shape[:2], self.modality.shape[1])
+        parts = [self._part(name, batch, nothing) for name in MODALITIES]
         found = torch.stack(parts, dim=2) + self.modality  # [B, S, M, H]
-        missing = self.missing.expand_as(found)
-        values = torch.where(present[..., None], found, missing)
+        values = torch.where(present[..., None], found, self.missing.expand_as(found))
         scores = self.gate(values.flatten(2)).masked_fill(~present, -1e4)
         gates = scores.softmax(dim=-1) * present
         weights = torch.where(present, gates * present.sum(-1, keepdim=True), torch.ones_like(gates))
         return self.norm(self.join((values * weights[..., None]).flatten(2))), gates
 
-    def _part(self, name: str, batch: Batch, like: Tensor) -> Tensor:
-        if name not in self.projectors or name not in batch:
-            return torch.zeros_like(like)
-        values = batch[name]
-        if self.training and self._noise:
-            values = values + self._noise * torch.randn_like(values) * self.get_buffer(f"projectors.{name}.std")
-        part: Tensor = self.projectors[name](values)
+    def _part(self, name: str, batch: Batch, nothing: Tensor) -> Tensor:
+        values = batch.get(name)
+        if name == "text":  # through the layers even without text: every parameter stays in the graph, as ZeRO wants
+            text: Tensor = self.text(nothing if values is None else values)
+            return text
+        if name not in self.projectors:
+            return nothing
+        projector = self.projectors[name]
+        if values is None:
+            values = nothing.new_zeros(*nothing.shape[:2], projector.get_buffer("mean").shape[0])
+        elif self.training and self._noise:
+            values = values + self._noise * torch.randn_like(values) * projector.get_buffer("std")
+        part: Tensor = projector(values)
         return part
-
-    def _present(self, batch: Batch) -> Tensor:
-        """Which steps have which modality; in training some windows lose one, but never the last they have."""
-        steps = batch["step_mask"].bool()
-        masks = [batch.get(f"{name}_mask", torch.zeros_like(steps)).bool() & steps for name in MODALITIES[:TEXT]]
-        masks.append(steps if bool(batch["token_mask"].any()) else torch.zeros_like(steps))
-        present = torch.stack(masks, dim=-1)  # [B, S, M]
-        if not self.training:
-            return present
-        has = present.any(dim=1)  # [B, M]
-        has[:, TEXT] = batch["token_mask"].any(dim=1)
-        draw = torch.rand(has.shape, device=has.device).masked_fill(~has, -1.0)
-        last = nn.functional.one_hot(draw.argmax(dim=1), has.shape[1]).bool()
-        keep = (draw >= torch.tensor(self._drop, device=has.device)) | last
-        return present & keep[:, None]
 
 
 class Projector(nn.Module):
@@ -196,17 +206,17 @@ class Projector(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
-        self.layers = nn.Sequential(
-            nn.Linear(len(statistics.mean), width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.LayerNorm(width),
-        )
+        self.layers = nn.Sequential(*_two_layers(len(statistics.mean), width, dropout))
 
     def forward(self, values: Tensor) -> Tensor:
         projected: Tensor = self.layers(((values - self.mean) / self.std).clamp(-10, 10))
         return projected
+
+
+def _two_layers(width_in: int, width: int, dropout: float) -> list[nn.Module]:
+    return [
+        nn.Linear(width_in, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width), nn.LayerNorm(width)
+    ]  # fmt: skip
 
 
 class LabelAttention(nn.Module):
@@ -254,23 +264,11 @@ def _take(tokens: Tensor, order: Tensor) -> Tensor:
     return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _mean_words(batch: Batch, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [B, S, H] of the words said or shown during each step, and which steps have any [B, S]."""
-    places = torch.arange(batch["step_mask"].shape[1], device=words.device)[None, :, None]
-    first, last = batch["token_steps"][:, None, :, 0], batch["token_steps"][:, None, :, 1]
-    covers = (first <= places) & (places <= last) & batch["token_mask"][:, None].bool()  # [B, S, N]
-    weights = covers.to(words.dtype)
-    n_words = weights.sum(dim=-1, keepdim=True)
-    return weights @ words / n_words.clamp(min=1), covers.any(dim=-1)
-
-
-def _task_tokens(taxonomy: Taxonomy, words: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """[K, H]: a task starts as the mean of the words that describe it."""
-    rows = []
-    for task in taxonomy.tasks:
-        ids = tokenizer.encode(task.description)
-        rows.append(words[ids].mean(dim=0) if ids else words.mean(dim=0))
-    return torch.stack(rows).clone()
+def _task_tokens(taxonomy: Taxonomy, language: Language, word_std: float) -> Tensor:
+    """[K, H]: a task starts as what its description means, as large as a word."""
+    vectors: Tensor = torch.from_numpy(language.embed([task.description for task in taxonomy.tasks]))
+    tokens: Tensor = vectors * (word_std * vectors.shape[1] ** 0.5)
+    return tokens
 
 
 def _check_length(config: FusionConfig, spec: FusionSpec, limit: int) -> None:

@@ -3,12 +3,13 @@ go through the same functions here.
 
 A phrase stays together: its tokens stand at the step in which it starts, because a language model was trained on
 phrases and not on words with pictures between them. Pieces of more than `CHUNK_WORDS` words are cut, their time shared
-out by words. The steps over which a token is said or shown are kept beside it.
+out by words. What a phrase means is also a vector of the untouched language model, on every step over which it is said
+or shown: a few hundred labelled videos cannot teach what the model knew before.
 
 Shape letters: B windows of a batch, S steps of a window, N text tokens, D features, L labels, Q participants.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -22,7 +23,7 @@ from vca.core.config import Config
 from vca.core.records import BoolArray, FloatArray, TextPiece, VideoFeatures
 from vca.core.schemas import TextSource
 from vca.core.taxonomy import Task, TaskKind, Taxonomy
-from vca.core.timeline import Span
+from vca.core.timeline import Span, overlap_us
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 Modality = Literal["vision", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = ("vision", "audio", "text")
 
-RULES = 1
+RULES = 2
 """Raised when the functions below would make other arrays of the same video."""
 CHUNK_WORDS = 40
 SPOKEN, SHOWN = 0, 1  # kinds of text the model can tell apart
@@ -87,9 +88,11 @@ class Window:
     vision_mask: BoolArray | None  # [S]
     audio: FloatArray | None  # [S, D]
     audio_mask: BoolArray | None  # [S]
+    text: FloatArray | None  # [S, H] mean of the vectors of what is said or shown during the step
+    text_mask: BoolArray | None  # [S]
     token_ids: IntArray  # [N]
     token_kind: IntArray  # [N] SPOKEN or SHOWN
-    token_steps: IntArray  # [N, 2] first and last step (inclusive) over which the token is said or shown
+    token_steps: IntArray  # [N] step in which the token's phrase starts
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Inputs by name, as small as they are stored."""
@@ -99,18 +102,21 @@ class Window:
             "token_kind": self.token_kind.astype(np.uint8),
             "token_steps": self.token_steps.astype(np.int32),
         }
-        for name, values, mask in (("vision", self.vision, self.vision_mask), ("audio", self.audio, self.audio_mask)):
+        for name in MODALITIES:
+            values, mask = getattr(self, name), getattr(self, f"{name}_mask")
             if values is not None and mask is not None:
                 found[name] = np.clip(values, -65504, 65504).astype(np.float16)
                 found[f"{name}_mask"] = mask.astype(np.uint8)
         return found
 
 
-class Tokenizer:
-    """Text to token ids of a language model, without special tokens. `encode` is pure."""
+class Language:
+    """What windows need of a language model: token ids without special tokens, and vectors of length 1 for phrases."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, embed: Callable[[Sequence[str]], FloatArray]) -> None:
         self._tokenizer = tokenizer
+        self.embed = embed
+        """Texts to vectors [N, H], H the width of the model."""
 
     def encode(self, text: str) -> list[int]:
         clean = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates of broken subtitles
@@ -118,14 +124,19 @@ class Tokenizer:
         return ids
 
 
-def windows_of(video: VideoFeatures, config: InputsConfig, tokenizer: Tokenizer) -> list[Window]:
+def windows_of(video: VideoFeatures, config: InputsConfig, language: Language) -> list[Window]:
     """The windows of a video in order of time; the last one ends with the video and may overlap its neighbour more."""
     n_steps = len(video.steps)
     length, stride = config.window_steps(video.step_us), config.stride_steps(video.step_us)
     starts = list(range(0, max(n_steps - length, 0) + 1, stride))
     if starts[-1] + length < n_steps:
         starts.append(n_steps - length)
-    phrases = [_Phrase(span, kind, tokenizer.encode(text)) for span, kind, text in text_pieces(video.text, config)]
+    pieces = list(text_pieces(video.text, config))
+    vectors = language.embed([text for _, _, text in pieces]) if pieces else np.zeros((0, 1), np.float32)
+    phrases = [
+        _Phrase(span, kind, language.encode(text), vector)
+        for (span, kind, text), vector in zip(pieces, vectors, strict=True)
+    ]
     return [_window(video, first, min(length, n_steps - first), phrases, config.max_text_tokens) for first in starts]
 
 
@@ -134,6 +145,7 @@ class _Phrase:
     span: Span
     kind: int
     ids: list[int]
+    vector: FloatArray  # [H]
 
 
 def text_pieces(text: Iterable[TextPiece], config: InputsConfig) -> Iterator[tuple[Span, int, str]]:
@@ -159,16 +171,15 @@ def _window(video: VideoFeatures, first: int, n_steps: int, phrases: Sequence[_P
     inside = [p for p in phrases if p.span.start_us < end_us and p.span.end_us > start_us]
     ids: list[int] = []
     kinds: list[int] = []
-    places: list[tuple[int, int]] = []
+    places: list[int] = []
     for phrase, n in zip(inside, _shares([len(p.ids) for p in inside], budget), strict=True):
         first_step = int(np.searchsorted(steps[:, 1], phrase.span.start_us, side="right"))
-        last_step = int(np.searchsorted(steps[:, 0], phrase.span.end_us, side="left")) - 1
-        place = (min(first_step, n_steps - 1), min(max(last_step, first_step), n_steps - 1))
         ids += phrase.ids[:n]
         kinds += [phrase.kind] * n
-        places += [place] * n
+        places += [min(first_step, n_steps - 1)] * n
     vision, vision_mask = _cut(video.vision, video.vision_mask, first, n_steps)
     audio, audio_mask = _cut(video.audio, video.audio_mask, first, n_steps)
+    text, text_mask = _meanings(inside, steps)
     return Window(
         first_step=first,
         n_steps=n_steps,
@@ -176,10 +187,23 @@ def _window(video: VideoFeatures, first: int, n_steps: int, phrases: Sequence[_P
         vision_mask=vision_mask,
         audio=audio,
         audio_mask=audio_mask,
+        text=text,
+        text_mask=text_mask,
         token_ids=np.array(ids, np.int64),
         token_kind=np.array(kinds, np.int64),
-        token_steps=np.array(places, np.int64).reshape(-1, 2),
+        token_steps=np.array(places, np.int64),
     )
+
+
+def _meanings(phrases: Sequence[_Phrase], steps: IntArray) -> tuple[FloatArray | None, BoolArray | None]:
+    """Mean vector [S, H] of the phrases that touch each step, and which steps have any [S]."""
+    if not phrases:
+        return None, None
+    spans = np.array([(p.span.start_us, p.span.end_us) for p in phrases], np.int64)
+    touches = (overlap_us(spans, steps) > 0).astype(np.float32)  # [N, S]
+    counts = touches.sum(axis=0)
+    mean = touches.T @ np.stack([p.vector for p in phrases]) / np.maximum(counts, 1)[:, None]
+    return mean.astype(np.float32), counts > 0
 
 
 def _shares(lengths: Sequence[int], budget: int) -> list[int]:
@@ -273,13 +297,13 @@ def _step_targets(task: Task, events: Sequence[TrueEvent], steps: IntArray) -> d
 
 
 def window_rows(
-    video: VideoFeatures, truth: VideoTruth, taxonomy: Taxonomy, config: InputsConfig, tokenizer: Tokenizer
+    video: VideoFeatures, truth: VideoTruth, taxonomy: Taxonomy, config: InputsConfig, language: Language
 ) -> pa.Table:
     """The windows of an annotated video, schema `WINDOWS`. A video without steps has none."""
     from safetensors.numpy import save
 
     rows = []
-    for index, window in enumerate(windows_of(video, config, tokenizer) if len(video.steps) else []):
+    for index, window in enumerate(windows_of(video, config, language) if len(video.steps) else []):
         steps = video.steps[window.first_step : window.first_step + window.n_steps]
         targets = {f"target.{name}": values for name, values in targets_of(truth, taxonomy, steps).items()}
         rows.append(
@@ -308,8 +332,8 @@ def collate(blobs: Sequence[bytes]) -> "dict[str, Tensor]":
 def collate_arrays(windows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> "dict[str, Tensor]":
     """Windows to one batch of tensors, padded with zeros to the longest.
 
-    `step_mask` [B, S]; `vision` [B, S, D] and `vision_mask` [B, S], `audio` likewise, missing where no window has it;
-    `token_ids`, `token_kind`, `token_mask` [B, N]; `token_steps` [B, N, 2]; targets `target.<kind>.<task>` with B in
+    `step_mask` [B, S]; `vision` [B, S, D] and `vision_mask` [B, S], `audio` and `text` alike, missing where no window
+    has them; `token_ids`, `token_kind`, `token_steps`, `token_mask` [B, N]; targets `target.<kind>.<task>` with B in
     front (see `targets_of`) and `known.<kind>.<task>` [B], 1 where the window has it.
     """
     import torch
@@ -323,7 +347,7 @@ def collate_arrays(windows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> "dict[s
     longest = {"steps": max(lengths), "tokens": max(1, *n_tokens)}
     for name in ("token_ids", "token_kind", "token_steps"):
         batch[name] = _padded([window[name] for window in windows], longest["tokens"]).astype(np.int64)
-    for name in ("vision", "audio"):
+    for name in MODALITIES:
         if any(name in window for window in windows):
             batch[name] = _padded([window.get(name) for window in windows], longest["steps"]).astype(np.float32)
             batch[f"{name}_mask"] = _padded([window.get(f"{name}_mask") for window in windows], longest["steps"])

@@ -15,8 +15,8 @@ import numpy as np
 
 from vca.core.records import FloatArray, Prediction, VideoFeatures, VideoLogits
 from vca.models.calibration import decide
-from vca.models.fusion_inputs import MODALITIES, Modality, Tokenizer, Window, collate_arrays, windows_of
-from vca.models.plm import load_tokenizer
+from vca.models.fusion_inputs import MODALITIES, Modality, Window, collate_arrays, windows_of
+from vca.models.plm import load_language
 from vca.models.saved_model import SavedModel, load_weights_into_model, read_card
 from vca.models.weights import resolve_device
 
@@ -42,7 +42,7 @@ class FusionScorer:
     def __init__(self, saved: SavedModel, device: str = "auto") -> None:
         card = saved.card
         self._model = load_weights_into_model(saved)
-        self._tokenizer: Tokenizer = load_tokenizer(card.fusion.plm)
+        self._language = load_language(card.fusion.plm, device)
         self._inputs, self._spec = card.fusion.inputs, card.spec
         self._device = resolve_device(device, "predict.device")
         self._model.to(self._device)
@@ -51,7 +51,7 @@ class FusionScorer:
         assert video.step_us == self._spec.step_us, (
             f"{video.key}: steps of {video.step_us} us, not {self._spec.step_us}"
         )
-        windows = windows_of(video, self._inputs, self._tokenizer)
+        windows = windows_of(video, self._inputs, self._language)
         parts: list[VideoLogits] = []
         for first in range(0, len(windows), BATCH_WINDOWS):
             parts += self._forward(windows[first : first + BATCH_WINDOWS])

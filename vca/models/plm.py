@@ -10,7 +10,8 @@ from pydantic import Field
 
 from vca.core.config import Config
 from vca.core.errors import ConfigError
-from vca.models.fusion_inputs import Tokenizer
+from vca.models.fusion_inputs import Language
+from vca.models.text import TextModel, TextModelConfig
 from vca.models.weights import (
     PACKAGED_MINILM,
     TOKENIZER,
@@ -50,17 +51,20 @@ def plm_definition(config: PlmConfig) -> dict[str, Any]:
     return {"weights": weights_definition(config.model, config.revision, f"{FIELD}.model")}
 
 
-def load_tokenizer(config: PlmConfig) -> Tokenizer:
-    """The tokenizer alone, for making windows."""
-    from transformers import AutoTokenizer
+PHRASE_TOKENS = 64
+"""A phrase has at most `fusion_inputs.CHUNK_WORDS` words; longer ones are cut for their vector."""
 
-    source, options = _source(config)
-    try:
-        with quiet_loading():
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise load_error(error, config.model, f"{FIELD}.model") from error
-    return Tokenizer(tokenizer)
+
+def load_language(config: PlmConfig, device: str = "auto") -> Language:
+    """Tokenizer and untouched language model, for making windows."""
+    model = TextModel(text_config(config, device), FIELD)
+    return Language(model.tokenizer, model.embed)
+
+
+def text_config(config: PlmConfig, device: str = "auto") -> TextModelConfig:
+    """The same model as a text encoder: the mean of its states."""
+    values = {"model": config.model, "revision": config.revision, "max_tokens": PHRASE_TOKENS, "device": device}
+    return TextModelConfig.model_validate(values)
 
 
 def load_plm(config: PlmConfig) -> "PreTrainedModel":

@@ -91,7 +91,7 @@ class TextModel:
             if tokenizer.eos_token_id is None:
                 raise ConfigError(f"{field}.model = {config.model}: its tokenizer has no padding token")
             tokenizer.pad_token = tokenizer.eos_token
-        self._tokenizer = tokenizer
+        self._tokenizer = self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False).to(self.device)
         self._model.config.use_cache = False  # decoders would keep keys and values of every layer for nothing
         self.dim = int(model.config.hidden_size)

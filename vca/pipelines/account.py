@@ -15,6 +15,7 @@ from vca.pipelines.plan import WAITING, Action, Plan, Versions
 from vca.pipelines.predict import child_tables
 from vca.pipelines.progress import hours
 from vca.pipelines.publish import Spool
+from vca.pipelines.stored_archive import StoredArchive
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class RunFacts:
 class Account:
     """Collects the outcome of each object and spools its rows. `counts` and `summary` are valid once all are in."""
 
-    def __init__(self, facts: RunFacts, plan: Plan, archive: Archive, spool: Spool) -> None:
+    def __init__(self, facts: RunFacts, plan: Plan, archive: Archive | StoredArchive, spool: Spool) -> None:
         self.facts, self.plan, self.spool = facts, plan, spool
         self._archive = archive
         self._states: Counter[Status] = Counter()

@@ -154,9 +154,10 @@ class Material:
 def gather(config: FinetuneConfig, output: Output) -> Material:
     """Annotations and features, checked against each other. Raises `ConfigError`; writes nothing."""
     taxonomy = parse_taxonomy(read_text(config.taxonomy, "taxonomy"), config.taxonomy)
-    truths = load_annotations(config.annotations, taxonomy)
     feature_set = config.feature_set or only_feature_set(output)
-    videos = complete_videos(FeatureStore(output, feature_set).contents())
+    store = FeatureStore(output, feature_set)
+    truths = load_annotations(config.annotations, taxonomy, store.videos().column("key").to_pylist())
+    videos = complete_videos(store.contents())
     known = tuple(truth for truth in truths if truth.video_id in videos)
     if not known:
         raise ConfigError(

@@ -20,6 +20,7 @@ from vca.core import identity
 from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import Status
 from vca.media.storage import Archive, media_stem, sidecar_stems
+from vca.pipelines.stored_archive import StoredArchive
 from vca.tables.manifest import OutputReader
 from vca.tables.query import create_views, one_line_errors, query
 
@@ -99,7 +100,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(archive: Archive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path) -> Plan:
+def make_plan(
+    archive: Archive | StoredArchive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path
+) -> Plan:
     """List the archive and decide what to do with every object.
 
     Raises `ConfigError` for an archive without a single media object: an unmounted disk or a wrong prefix must not
@@ -119,11 +122,12 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
         _register_published(connection, published)
         connection.from_parquet(str(listing)).create_view("listing")
         connection.execute(_JOIN_SIDECARS)
-        listed = _write_current(connection, work_dir / "current.parquet")
+        stored = isinstance(archive, StoredArchive)
+        listed = _write_current(connection, work_dir / "current.parquet", stored=stored)
         connection.execute("CREATE TABLE unreadable (prefix VARCHAR)")
         connection.executemany("INSERT INTO unreadable VALUES (?)", [[p] for p in archive.unreadable or [""]])
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
-        decided = connection.sql(_DECIDE, params=versions.as_dict() | {"max_attempts": max_attempts})
+        decided = connection.sql(_DECIDE, params=versions.as_dict() | {"max_attempts": max_attempts, "stored": stored})
         with pq.ParquetWriter(target, PLAN) as writer:
             for batch in decided.to_arrow_reader(BATCH_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(PLAN))
@@ -133,7 +137,9 @@ def make_plan(archive: Archive, published: OutputReader, versions: Versions, max
     return Plan(target, listed, ignored, len(archive.unreadable), counts)
 
 
-def _refuse_other_archive(archive: Archive, published: OutputReader, counts: dict[tuple[str, str], int]) -> None:
+def _refuse_other_archive(
+    archive: Archive | StoredArchive, published: OutputReader, counts: dict[tuple[str, str], int]
+) -> None:
     """An output belongs to one archive. Tagging another into it would mark every video of the first as gone.
 
     An archive that only moved keeps its keys and passes.
@@ -151,7 +157,7 @@ def _refuse_other_archive(archive: Archive, published: OutputReader, counts: dic
         )
 
 
-def _write_listing(archive: Archive, path: Path) -> tuple[int, int]:
+def _write_listing(archive: Archive | StoredArchive, path: Path) -> tuple[int, int]:
     """Page the listing into a Parquet file, with what the joins need. Returns media and ignored counts."""
     schema = pa.schema(
         [
@@ -213,8 +219,8 @@ FROM nearest GROUP BY video_id
 """A sidecar belongs to the videos that share the longest of its candidate stems (`film.en.srt` to `film.mp4`)."""
 
 
-def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
-    """The listed media objects with their fingerprints. Returns how many there are."""
+def _write_current(connection: duckdb.DuckDBPyConnection, path: Path, *, stored: bool) -> int:
+    """The listed media objects with their fingerprints (of stored features: their versions). Returns how many."""
     listed = connection.sql(
         """
         SELECT video_id, l.key, l.size_bytes, l.version, l.plain, coalesce(s.sidecars, []) AS sidecars
@@ -230,7 +236,7 @@ def _write_current(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
             n_rows += len(batch)
             table = pa.Table.from_batches([batch])
             prints = [
-                identity.fingerprint(version, [(s["key"], s["version"]) for s in sidecars])
+                version if stored else identity.fingerprint(version, [(s["key"], s["version"]) for s in sidecars])
                 for version, sidecars in zip(
                     table.column("version").to_pylist(), table.column("sidecars").to_pylist(), strict=True
                 )
@@ -296,7 +302,9 @@ WITH decided AS (
         SELECT 1 FROM unreadable u WHERE u.prefix <> '' AND starts_with(p.key, u.prefix)
     ))
 )
-SELECT video_id, key, size_bytes, version, fingerprint, sidecars, decision[1] AS action, decision[2] AS reason,
+SELECT video_id, key, size_bytes, version, fingerprint, sidecars,
+       CASE WHEN $stored AND decision[1] = '{Action.DECODE}' THEN '{Action.RETAG}' ELSE decision[1] END AS action,
+       decision[2] AS reason,
        CAST(attempts AS INTEGER) AS attempts, first_failed_at, has_tags
 FROM decided ORDER BY size_bytes DESC, key
 """  # noqa: S608  only constants of this program are pasted in

@@ -31,7 +31,7 @@ from vca.media.read import ReadPlan
 from vca.media.s3 import storage_exceptions
 from vca.media.storage import Archive
 from vca.models.encode import feature_definition
-from vca.models.vision import vision_needs
+from vca.models.vision import VisionConfig, vision_needs
 from vca.pipelines import cluster
 from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.chosen_model import ChosenModel, choose_model, place_model
@@ -42,6 +42,7 @@ from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos,
 from vca.pipelines.progress import Progress
 from vca.pipelines.publish import Spool, publish, recover, stage_tables
 from vca.pipelines.stages import TASKS, ReadSettings
+from vca.pipelines.stored_archive import StoredArchive
 from vca.pipelines.tracking import Tracker
 from vca.tables.manifest import OutputReader, open_output
 
@@ -61,7 +62,7 @@ class Job:
     taxonomy: Taxonomy
     definition: dict[str, Any]
     versions: Versions
-    archive: Archive
+    archive: Archive | StoredArchive
     output: Output
     published: OutputReader
     chosen: ChosenModel
@@ -71,6 +72,7 @@ class Job:
     @property
     def read_settings(self) -> ReadSettings:
         config = self.config
+        assert isinstance(self.archive, Archive), "stored features are never decoded"
         return ReadSettings(self.archive, config.sampling, config.decode, read_plan(config), config.run.max_attempts)
 
     @property
@@ -95,13 +97,23 @@ class Job:
 def prepare(config: TagConfig) -> Job:
     """Check configuration, taxonomy, models and archive. Raises `ConfigError`; writes nothing."""
     taxonomy = read_taxonomy(config)
-    definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
-    definition["reader"] = READER_VERSION
-    feature_set = identity.feature_set_id(definition)
+    output = Output(config.output)
+    archive: Archive | StoredArchive
+    if config.archive.feature_set is not None:
+        archive = StoredArchive(config.archive, output)
+        archive.check()
+        # Whatever encoder made these features, it is not ours: frames cannot be compared with its text tower.
+        encoders = config.encoders.model_copy(update={"vision": VisionConfig(kind="none")})
+        config = config.model_copy(update={"encoders": encoders})
+        feature_set, definition = archive.store.feature_set, archive.store.definition()
+    else:
+        archive = Archive(config.archive)
+        _refuse_overlap(config)
+        archive.check()
+        definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
+        definition["reader"] = READER_VERSION
+        feature_set = identity.feature_set_id(definition)
     zeroshot = model_version(config.predict.zeroshot, config.predict.text_model, config.encoders.vision, config.step_us)
-    archive, output = Archive(config.archive), Output(config.output)
-    _refuse_overlap(config)
-    archive.check()
     published = open_output(config.output.uri, config.output.storage)
     chosen = choose_model(config, output, published, feature_set, zeroshot)
     versions = Versions(feature_set, chosen.model_version, taxonomy.version)
@@ -235,6 +247,8 @@ class _Run:
         index = self.store.index(wanted)
         stored = {(r["video_id"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
         self.ready = complete_videos(index)
+        if isinstance(self.job.archive, StoredArchive):
+            return
         # A video to tag again whose features somebody deleted is decoded again.
         self.decode |= {v: row for v, row in self.retag.items() if v not in self.ready}
         tasks = [row for v, row in self.decode.items() if v not in self.ready]

@@ -17,6 +17,10 @@ class DeepSpeedConfig(Config):
     offload: Literal["none", "cpu"] = "none"
     """`cpu` keeps optimiser states (at stage 3 weights too) in main memory; needs a stage of 1 to 3."""
 
+    whole_elements: int = Field(100_000, ge=0)
+    """Stage 3 keeps weights of up to so many elements whole in every worker: splitting small ones costs more time than
+    it saves memory."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.offload == "cpu" and self.zero_stage == 0:
@@ -106,6 +110,7 @@ def engine_settings(config: TrainConfig) -> dict[str, Any]:
         "overlap_comm": False,  # the order of sums would follow the timing
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": config.deepspeed.whole_elements,
     }
     if offload:
         place = {"device": "cpu", "pin_memory": config.gpus > 0}

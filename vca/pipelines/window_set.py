@@ -23,7 +23,7 @@ from vca.core.taxonomy import Attributes, Task, TaskKind, Taxonomy
 from vca.media.output import Output
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
 from vca.models.fusion_inputs import RULES, WINDOWS, window_rows
-from vca.models.plm import load_tokenizer, plm_definition
+from vca.models.plm import load_language, plm_definition
 from vca.pipelines.features import FeatureStore, join_segments
 from vca.pipelines.predict import StoredVideo, group_by_part, stored_videos
 
@@ -64,14 +64,14 @@ class WindowStage:
     def __init__(self, settings: WindowSettings) -> None:
         self._settings = settings
         self._store = FeatureStore(settings.output, settings.feature_set)
-        self._tokenizer = load_tokenizer(settings.fusion.plm)
+        self._language = load_language(settings.fusion.plm)
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
         settings = self._settings
         for rows in stored_videos(self._store, groups):
             video = join_segments(rows)
             truth = settings.truths[video.video_id]
-            yield window_rows(video, truth, settings.taxonomy, settings.fusion.inputs, self._tokenizer)
+            yield window_rows(video, truth, settings.taxonomy, settings.fusion.inputs, self._language)
 
 
 def trained_taxonomy(taxonomy: Taxonomy, truths: Iterable[VideoTruth], min_positives: int) -> Taxonomy:
