@@ -64,21 +64,24 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 CLUSTER = ("ray_cluster", "media_tagged")
-OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_training.py", "test_bad_input.py")
+OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_features_import_docs.py")
 """Modules whose tests start a Ray of their own, in other processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy.
 
-    Run by several processes, all tests with a Ray cluster stay in one of them, and modules stay whole.
+    Run by several processes, all tests with the session's Ray cluster stay in one of them, those that start a Ray of
+    their own come one after another, and modules stay whole.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "media_dir" in fixtures:
             item.add_marker(pytest.mark.media)
-        one_ray = item.path.name in OWN_CLUSTER or any(name in fixtures for name in CLUSTER)
-        item.add_marker(pytest.mark.xdist_group("cluster" if one_ray else str(item.path)))
+        group = "own cluster" if item.path.name in OWN_CLUSTER else str(item.path)
+        if any(name in fixtures for name in CLUSTER):
+            group = "cluster"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
