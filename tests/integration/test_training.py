@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert again.resumed_from == STEPS, "a finished run is not trained again"
     assert again.step_losses == result.step_losses
 
-    with pytest.raises(ConfigError, match=r"'again' was begun with training\.seed = 0, now it is 1; .*take another"):
+    with pytest.raises(ConfigError, match=r"'again' was begun with train\.seed = 0, now it is 1; .*take another"):
         training.train(window_set, config(seed=1), "again")
 
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(training: Training, windo
         training.train(broken, config(), "nan")
     message = str(refusal.value)
     assert "\n" not in message
-    assert "the loss of topic, mood, events is not finite in step 1; lower training.lr_plm" in message, message
+    assert "the loss of topic, mood, events is not finite in step 1; lower train.lr_plm" in message, message
     assert not list((Path(training.root) / "training" / "nan").glob("checkpoint-*"))
 
 
@@ -199,9 +199,9 @@ def test_what_cannot_work_is_refused_before_any_worker_starts(training: Training
     empty = replace(window_set, blocks=())
     with pytest.raises(ConfigError, match="the train split has no windows; put videos into it"):
         training.train(empty, config(), "empty")
-    with pytest.raises(ConfigError, match=r"training\.workers = 4 with training\.cpus = 0\.9 need 3\.65 CPUs"):
+    with pytest.raises(ConfigError, match=r"train\.workers = 4 with train\.cpus = 0\.9 need 3\.65 CPUs"):
         training.train(window_set, config(workers=4), "large")
-    with pytest.raises(ConfigError, match=r"training\.gpus = 1 need 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"train\.gpus = 1 need 2 GPUs"):
         training.train(window_set, config(gpus=1), "gpus")
     with pytest.raises(ConfigError, match="a run name has letters"):
         training.train(window_set, config(), "../elsewhere")

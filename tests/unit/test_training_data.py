@@ -121,7 +121,7 @@ def test_a_run_goes_on_only_with_what_shapes_it() -> None:
     """Workers and ZeRO stage may change between two starts; the learning rate may not, and is named."""
     before = TrainConfig()
     moved = TrainConfig.model_validate({"workers": 1, "threads": 2, "deepspeed": {"zero_stage": 2}})
-    check_same("night", {"training": before.shaping}, {"training": moved.shaping})
+    check_same("night", {"train": before.shaping}, {"train": moved.shaping})
     other = TrainConfig(lr_new=1e-3)
-    with pytest.raises(ConfigError, match=r"'night' was begun with training.lr_new = 0.0005, now it is 0.001"):
-        check_same("night", {"training": before.shaping}, {"training": other.shaping})
+    with pytest.raises(ConfigError, match=r"'night' was begun with train\.lr_new = 0.0005, now it is 0.001"):
+        check_same("night", {"train": before.shaping}, {"train": other.shaping})

@@ -153,6 +153,17 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> TagConfig:
     return build_config(TagConfig, values, path)
 
 
+def read_output_config(path: str, overrides: Sequence[str], output_uri: str | None) -> OutputConfig:
+    """The output that `--output` or the configuration names. Only this section must be valid."""
+    values = {} if output_uri and not overrides else parse_yaml(read_text(path, "--config"), path)
+    section = apply_overrides(values, overrides).get("output") or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: output must be a section with a uri")
+    if output_uri:
+        section = section | {"uri": output_uri}
+    return build_config(OutputConfig, section, f"{path}: output")
+
+
 def read_taxonomy(config: TagConfig) -> Taxonomy:
     """The taxonomy the configuration names, with its threshold overrides applied."""
     taxonomy = parse_taxonomy(read_text(config.taxonomy, "taxonomy"), config.taxonomy)

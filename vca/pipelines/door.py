@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vca.core.config import apply_overrides, parse_yaml
-from vca.core.errors import ConfigError, VcaError
+from vca.core.errors import VcaError
 from vca.tables.manifest import OutputReader, open_output
 
 EXIT_DEFECT = 3
@@ -107,21 +106,10 @@ def _guarded(work: Callable[[], int], what_is_left: str) -> int:
 
 
 def output_reader(config_path: str, overrides: Sequence[str], output_uri: str | None) -> OutputReader:
-    """The published output that `--output` or the configuration names.
+    """The published output that `--output` or the configuration names."""
+    from vca.pipelines.config import read_output_config
 
-    Reads only the `output` section: looking at tables must not need the models to be importable.
-    """
-    from vca.core.config import build_config
-    from vca.media.output import OutputConfig
-    from vca.pipelines.config import read_text
-
-    values = {} if output_uri and not overrides else parse_yaml(read_text(config_path, "--config"), config_path)
-    section = apply_overrides(values, overrides).get("output") or {}
-    if not isinstance(section, dict):
-        raise ConfigError(f"{config_path}: output must be a section with a uri")
-    if output_uri:
-        section = section | {"uri": output_uri}
-    config = build_config(OutputConfig, section, f"{config_path}: output")
+    config = read_output_config(config_path, overrides, output_uri)
     return open_output(config.uri, config.storage)
 
 

@@ -18,15 +18,15 @@ import pyarrow as pa
 from pydantic import Field
 
 from vca.core import identity
-from vca.core.config import Config, apply_overrides, build_config, parse_yaml
+from vca.core.config import Config, build_config
 from vca.core.errors import ConfigError, VcaError, one_line
 from vca.core.identity import canonical_json, digest
 from vca.core.schemas import FEATURES
 from vca.core.storage import StorageConfig
 from vca.core.timeline import Span, resample_mean, segment_spans, step_spans, us_to_seconds
-from vca.media.output import Output, OutputConfig
+from vca.media.output import Output
 from vca.media.s3 import storage_exceptions
-from vca.pipelines.config import read_text
+from vca.pipelines.config import read_output_config
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter, encode_steps
 from vca.pipelines.foreign_files import MODALITIES, Limits, read_videos
 from vca.pipelines.foreign_video import ForeignVideo, Track
@@ -273,7 +273,7 @@ def run_import(
 ) -> int:
     """`vca features import`: the output is that of `--output` or of the configuration. Returns the exit code."""
     try:
-        output = Output(output_section(config_path, overrides, output_uri))
+        output = Output(read_output_config(config_path, overrides, output_uri))
         output.check_writable()
         # Buckets of the sources are reached like that of the output, unless the settings say otherwise.
         given = {"storage": output.config.storage.model_dump(mode="json")} | settings
@@ -286,14 +286,3 @@ def run_import(
         return EXIT_STORAGE
     sys.stdout.write(found.describe() + "\n")
     return 0
-
-
-def output_section(config_path: str, overrides: Sequence[str], output_uri: str | None) -> OutputConfig:
-    """The `output` section alone: importing must not need the models to be importable."""
-    values = {} if output_uri and not overrides else parse_yaml(read_text(config_path, "--config"), config_path)
-    section = apply_overrides(values, overrides).get("output") or {}
-    if not isinstance(section, dict):
-        raise ConfigError(f"{config_path}: output must be a section with a uri")
-    if output_uri:
-        section = section | {"uri": output_uri}
-    return build_config(OutputConfig, section, f"{config_path}: output")

@@ -125,7 +125,12 @@ def engine_settings(config: TrainConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # Not DeepSpeed's "bf16": it would keep the weights themselves in bfloat16 and every layer would have to match.
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        # No "safe" modules: their gradients would be summed in bfloat16.
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }

@@ -141,7 +141,7 @@ def _definition(
         "windows": digest("window set", output.read_bytes(f"{window_set.folder}/{INDEX}").decode()),
         "fusion": fusion.model_dump(mode="json"),
         "spec": digest("spec", spec.model_dump_json()),
-        "training": config.shaping,
+        "train": config.shaping,
     }
 
 

@@ -189,8 +189,8 @@ class _Worker:
         if wrong:
             raise ConfigError(
                 f"training run {self.job.run_name!r}: the loss of {', '.join(wrong)} is not finite in step "
-                f"{self.state.step + 1}; lower training.lr_plm and training.lr_new"
-                + (", or set training.precision=fp32" if self.config.precision != "fp32" else "")
+                f"{self.state.step + 1}; lower train.lr_plm and train.lr_new"
+                + (", or set train.precision=fp32" if self.config.precision != "fp32" else "")
             )
 
     def _on_the_way(self, epoch: int, step: int, seconds: float, windows: int) -> None:
@@ -251,7 +251,7 @@ class _Worker:
         if not np.isfinite(metrics["score"]):
             raise ConfigError(
                 f"training run {self.job.run_name!r}: the validation score of epoch {epoch + 1} is not finite; "
-                "lower training.lr_plm and training.lr_new"
+                "lower train.lr_plm and train.lr_new"
             )
         return metrics
 
