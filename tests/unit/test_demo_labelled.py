@@ -62,7 +62,7 @@ def truths(clips: list[LabelledClip], taxonomy: Taxonomy) -> dict[str, VideoTrut
         (Facts(None, "speech", "offer"), set(), {"product_demonstration"}),
         (Facts("forecast", None, "interview"), {"weather", "weather_report", "interview"}, set()),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),  # sets have no order
 )
 def test_rules_say_what_holds(facts: Facts, holds: set[str], fails: set[str]) -> None:
     """Labels mean what the documentation says, both halves of a pair being needed in one scene."""
