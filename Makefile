@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(BIN)/python -m pytest
-# Two processes: one for all tests with a Ray cluster, one for the rest. `make test JOBS=0` runs them one by one.
-JOBS   ?= 2
+# `make test JOBS=2` runs two processes: one for all tests with the session's Ray cluster, one for the rest.
+JOBS   ?= 0
 
 # Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.
 LOCK := $(if $(shell command -v flock),flock Makefile)

@@ -68,6 +68,7 @@ OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_features_import_docs.p
 """Modules whose tests start a Ray of their own, in other processes."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy.
 
