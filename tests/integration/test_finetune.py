@@ -46,6 +46,7 @@ class Place:
                 f"annotations.files=['{self.labels}']",
                 f"fusion.plm={{model: '{self.folder}/plm', lora_rank: 4}}",
                 "fusion.inputs={window_s: 10, overlap_s: 2, max_text_tokens: 32}",
+                "registry.name=vca-fusion",
                 "min_positives=1",
                 "train.epochs=2",
                 "baselines=[zeroshot, probe]",
