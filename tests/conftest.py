@@ -75,6 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Run by several processes, all tests with the session's Ray cluster stay in one of them, those that start a Ray of
     their own come one after another, and modules stay whole.
     """
+    # The run over real media comes first: its memory is measured with this process and its cluster, which grow later.
+    items.sort(key=lambda item: "media_tagged" not in getattr(item, "fixturenames", ()))
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "media_dir" in fixtures:
