@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(BIN)/python -m pytest
-# `make test JOBS=2` runs two processes: one for all tests with the session's Ray cluster, one for the rest.
+# `make test JOBS=2` runs two processes. They are meant to share out the tests by their groups (tests/conftest.py), but the
+# groups do not take effect yet: both start a Ray cluster, which is slow on a small machine.
 JOBS   ?= 0
 
 # Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.
