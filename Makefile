@@ -6,9 +6,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(BIN)/python -m pytest
-# `make test JOBS=2` runs two processes. They are meant to share out the tests by their groups (tests/conftest.py), but the
-# groups do not take effect yet: both start a Ray cluster, which is slow on a small machine.
-JOBS   ?= 0
+# Processes that share out the tests by their groups (tests/conftest.py). There are two large groups: more than two
+# processes bring little, JOBS=0 runs all tests in one.
+JOBS   ?= 2
 
 # Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.
 LOCK := $(if $(shell command -v flock),flock Makefile)
@@ -61,7 +61,7 @@ format: $(STAMP)  ## Mend what ruff can mend
 
 .PHONY: test
 test: $(STAMP)  ## Unit, integration and golden tests
-	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not gpu" tests/unit tests/integration tests/golden
+	$(PYTEST) -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not gpu and not long" tests/unit tests/integration tests/golden
 
 .PHONY: unit
 unit: $(STAMP)  ## Fast tests in one process, without Ray
@@ -70,6 +70,10 @@ unit: $(STAMP)  ## Fast tests in one process, without Ray
 .PHONY: integration
 integration: $(STAMP)  ## Tests with processes, real models, a local Ray cluster and an S3 server
 	$(PYTEST) tests/integration
+
+.PHONY: long
+long: $(STAMP)  ## Wider forms of some tests, which `make test` leaves out for time
+	$(PYTEST) -m long tests/integration
 
 .PHONY: faults
 faults: $(STAMP)  ## Tests that kill processes and nodes

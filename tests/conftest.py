@@ -63,28 +63,38 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return keep
 
 
-CLUSTER = ("ray_cluster", "media_tagged")
 OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_features_import_docs.py")
 """Modules whose tests start a Ray of their own, in other processes."""
+TRAINING = ("test_training.py", "test_finetune.py")
+GROUPS = ("tagging", "training")
+"""The two large groups, of like length, in the order in which they are given out."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy.
 
-    Run by several processes, all tests with the session's Ray cluster stay in one of them, those that start a Ray of
-    their own come one after another, and modules stay whole.
+    Run by several processes, tests that share a Ray cluster stay in one of them, and modules stay whole. What tags has
+    one cluster; what trains has another and comes in one group with the tests that start a Ray of their own.
     """
+    groups = {id(item): _group(item) for item in items}
+    order = {name: i for i, name in enumerate(GROUPS)}
     # The run over real media comes first: its memory is measured with this process and its cluster, which grow later.
-    items.sort(key=lambda item: "media_tagged" not in getattr(item, "fixturenames", ()))
+    items.sort(
+        key=lambda i: (order.get(groups[id(i)], len(order)), "media_tagged" not in getattr(i, "fixturenames", ()))
+    )
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "media_dir" in fixtures:
+        if "media_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.media)
-        group = "own cluster" if item.path.name in OWN_CLUSTER else str(item.path)
-        if any(name in fixtures for name in CLUSTER):
-            group = "cluster"
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(groups[id(item)]))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.path.name in (*OWN_CLUSTER, *TRAINING):
+        return "training"
+    if {"ray_cluster", "media_tagged"}.intersection(getattr(item, "fixturenames", ())):
+        return "tagging"
+    return str(item.path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

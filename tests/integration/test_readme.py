@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout with the same installation: the demo of whoever runs the tests stays as it is."""
+    if not (repository / ".venv" / ".installed").is_file():
+        pytest.skip("make sets up .venv first; run `make test`")
+    copy = tmp_path_factory.mktemp("checkout") / "vca"
+    left_out = shutil.ignore_patterns(".*", "demo", "out", "build", "dist", "__pycache__", "mlruns", "mlartifacts")
+    shutil.copytree(repository, copy, ignore=left_out, symlinks=True)
+    (copy / ".venv").symlink_to(repository / ".venv")
+    return copy
+
+
 def test_every_command_is_covered(repository: Path) -> None:
     """A command added to the README must be run by a test: here, in test_ray_job.py, or by CI itself."""
     known = ("make demo", "make demo ARCHIVE=/some/folder", "make test", "make lint", "export RAY_AUTH_MODE=token")
@@ -40,11 +53,10 @@ def test_every_command_is_covered(repository: Path) -> None:
     assert "make lint test" in ci
 
 
-@pytest.mark.skipif(not Path(".venv/.installed").is_file(), reason="make sets up .venv first; run `make test`")
-def test_make_demo(repository: Path) -> None:
+def test_make_demo(checkout: Path) -> None:
     """`make demo` tags, trains, compares and tags with the champion; smaller than as shipped, all steps the same."""
     small = "--set train.epochs=1 --set min_positives=1 --set baselines=[zeroshot,probe]"
-    done = run(f"make demo CLIPS=20 'FINETUNE={small}'", repository)
+    done = run(f"make demo CLIPS=20 'FINETUNE={small}'", checkout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     assert len(re.findall(r"balance +36 listed = ", done.stdout)) == 2, done.stdout
@@ -55,26 +67,25 @@ def test_make_demo(repository: Path) -> None:
     assert "tracking   run " in done.stdout
 
 
-@pytest.mark.skipif(not Path(".venv/.installed").is_file(), reason="make sets up .venv first; run `make test`")
-def test_commands_on_an_archive_of_ones_own(repository: Path, demo_archive: Path, tmp_path: Path) -> None:
+def test_commands_on_an_archive_of_ones_own(checkout: Path, demo_archive: Path, tmp_path: Path) -> None:
     """`make demo ARCHIVE=`, then plan, tag, status and query as the README shows them."""
     archive = tmp_path / "own videos"
     archive.mkdir()
     good = [demo_archive / clip.key for clip in demo_truth(seed=0) if str(clip.status) == "tagged"]
     for path in sorted(good, key=lambda path: path.stat().st_size)[:3]:
         (archive / path.name).write_bytes(path.read_bytes())
-    done = run(f"make demo 'ARCHIVE={archive}'", repository)
+    done = run(f"make demo 'ARCHIVE={archive}'", checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "balance    3 listed = 3 tagged" in done.stdout
 
     out = tmp_path / "out"
-    for command in commands(repository):
+    for command in commands(checkout):
         if not command.startswith(".venv/bin/vca ") or " finetune " in command:
             continue  # fine-tuning is what `make demo` above does
         own = command.replace("/videos", shlex.quote(str(archive))).replace("output.uri=out", f"output.uri={out}")
         own = own.replace("--output out", f"--output {out}")
         own += f" --set tracking.uri=sqlite:///{tmp_path}/mlflow.db" if " tag " in own else ""
-        done = run(own, repository)
+        done = run(own, checkout)
         assert done.returncode == 0, (own, done.stdout, done.stderr)
         assert done.stdout.strip(), own
 

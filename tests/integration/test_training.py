@@ -88,7 +88,7 @@ def test_the_best_weights_give_the_validation_loss(
     assert undisturbed.best.validation["score"] == max(m.validation["score"] for m in undisturbed.epochs)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])  # the killed worker below has stage 2
 def test_zero_stages_agree(training: Training, window_set: WindowSet, undisturbed: TrainResult, stage: int) -> None:
     """What DeepSpeed splits over the workers changes the losses and the weights by rounding only."""
     result = training.train(window_set, config(deepspeed={"zero_stage": stage, "whole_elements": 0}), f"zero-{stage}")
@@ -98,6 +98,7 @@ def test_zero_stages_agree(training: Training, window_set: WindowSet, undisturbe
         torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.long
 def test_bf16_and_offload_stay_close(training: Training, window_set: WindowSet, undisturbed: TrainResult) -> None:
     """Products in bfloat16 and optimiser states in main memory train the same model, within bfloat16's rounding."""
     settings = config(precision="bf16", deepspeed={"zero_stage": 2, "offload": "cpu"})
@@ -161,7 +162,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(
     data[-5] ^= 1
     state.write_bytes(data)
     with pytest.raises(ConfigError) as refusal:
-        training.train(window_set, config(), "damaged")
+        training.train(window_set, config(workers=1), "damaged")
     assert "\n" not in str(refusal.value)
     assert "training/damaged/checkpoint-00000006/state.safetensors is damaged; delete the folder" in str(refusal.value)
 
@@ -185,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(training: Training, windo
             blobs.append(row | {"arrays": save(arrays)})
         pq.write_table(type(rows).from_pylist(blobs, schema=rows.schema), path)
     with pytest.raises(ConfigError) as refusal:
-        training.train(broken, config(), "nan")
+        training.train(broken, config(workers=1), "nan")
     message = str(refusal.value)
     assert "\n" not in message
     assert "the loss of topic, mood, events is not finite in step 1; lower train.lr_plm" in message, message
@@ -205,6 +206,7 @@ def test_what_cannot_work_is_refused_before_any_worker_starts(training: Training
         training.train(window_set, config(), "../elsewhere")
 
 
+@pytest.mark.long
 def test_the_output_may_be_a_bucket(training: Training, undisturbed: TrainResult) -> None:
     """Windows are read from S3 and checkpoints written to it; the losses are those of a folder."""
     with s3_server("models") as server:
