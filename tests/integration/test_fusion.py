@@ -19,7 +19,7 @@ from vca.models.calibration import uncalibrated
 from vca.models.fusion import drop_modalities
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
 from vca.models.fusion_inputs import MODALITIES, collate, window_rows, windows_of
-from vca.models.fusion_tagger import FusionTagger, merge_windows, seam_weights, without
+from vca.models.fusion_tagger import FusionTagger, merge_windows, seam_weights, window_weights, without
 from vca.models.learning import build_learner, load_trainable, parameter_groups, trainable_state
 from vca.models.plm import load_language, load_plm
 from vca.models.saved_model import read_card, save_model
@@ -112,7 +112,7 @@ def test_every_token_sees_every_other(checkpoints: dict[str, str], kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone_or_in_a_batch(checkpoints: dict[str, str], kind: str) -> None:
     """Padding changes nothing: scores agree to 2e-6, rounding of float32 sums in another order."""
-    fusion = config(checkpoints[kind])
+    fusion = config(checkpoints[kind], span_head="pyramid")
     model = build_learner(fusion, spec(), seed=0).model.eval()
     clips = [video(16, 0), video(5, 1), replace(video(9, 2), vision=None, vision_mask=None), video(3, 3, text=False)]
     together = model(batch_of(clips, fusion))
@@ -122,12 +122,27 @@ def test_alone_or_in_a_batch(checkpoints: dict[str, str], kind: str) -> None:
             torch.testing.assert_close(together.video[task][i], alone.video[task][0], atol=2e-6, rtol=1e-5)
         for task in together.steps:
             torch.testing.assert_close(together.steps[task][i, :n], alone.steps[task][0, :n], atol=2e-6, rtol=1e-5)
+        for task, found in together.candidates.items():
+            own = alone.candidates[task]
+            torch.testing.assert_close(found.logits[i][found.mask[i]], own.logits[0][own.mask[0]], atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(found.ends[i][found.mask[i]], own.ends[0][own.mask[0]], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "tune"), [("bert", "lora"), ("bert", "full"), ("qwen3", "lora"), ("bert", "frozen")])
-def test_everything_that_is_trained_gets_a_gradient(checkpoints: dict[str, str], kind: str, tune: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tune", "head"),
+    [
+        ("bert", "lora", "steps"),
+        ("bert", "full", "steps"),
+        ("qwen3", "lora", "steps"),
+        ("bert", "frozen", "steps"),
+        ("bert", "lora", "pyramid"),
+    ],
+)
+def test_everything_that_is_trained_gets_a_gradient(
+    checkpoints: dict[str, str], kind: str, tune: str, head: str
+) -> None:
     """A parameter without gradient would make ZeRO hang, and would not be learned. Frozen ones stay frozen."""
-    fusion = config(checkpoints[kind], plm={"model": checkpoints[kind], "tune": tune, "lora_rank": 4})
+    fusion = config(checkpoints[kind], plm={"model": checkpoints[kind], "tune": tune, "lora_rank": 4}, span_head=head)
     learner = build_learner(fusion, spec(), seed=0)
     loss, parts = learner(batch_of([video(12, 0), video(8, 1)], fusion), torch.full((4,), 2.0))
     loss.backward()
@@ -250,9 +265,32 @@ def test_long_videos_are_merged_without_a_seam(checkpoints: dict[str, str]) -> N
         )
         for i, w in enumerate(windows)
     ]
-    merged = merge_windows(windows, parts, 50)
+    merged = merge_windows(windows, window_weights(windows, 50), parts, 50)
     np.testing.assert_allclose(merged.steps["events"], 2.5, atol=1e-6)
     assert merged.video["content"][0] == 1.0
+
+
+def test_a_pyramid_finds_events_of_a_long_video(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """Saved, loaded and asked about several windows: candidates of every part of the video, inside it, none twice."""
+    fusion = config(checkpoints["bert"], span_head="pyramid", pyramid_levels=2)
+    learner = build_learner(fusion, spec(), seed=3)
+    thresholds = {label.name: 0.002 for label in TAXONOMY.task("events").labels}
+    calibration = uncalibrated(TAXONOMY)
+    events = calibration.tasks["events"].model_copy(update={"thresholds": thresholds})  # an untrained head says 0.01
+    calibration = calibration.model_copy(update={"tasks": {**calibration.tasks, "events": events}})
+    save_model(tmp_path / "m", fusion, spec(), trainable_state(learner), calibration, {})
+    tagger, clip = FusionTagger(tmp_path / "m", "cpu"), video(50)
+    n_windows = len(windows_of(clip, fusion.inputs, load_language(fusion.plm)))
+    assert n_windows > 4
+    logits = tagger.scorer(clip)
+    spans = logits.candidate_spans["events"]
+    assert logits.candidates["events"].shape == (len(spans), len(thresholds))
+    assert 50 <= len(spans) < 50 * 1.5 + 2 * n_windows, "a point for every step, and one for about every other"
+    assert spans.min() >= 0
+    assert spans.max() <= clip.duration_us
+    found = [event for event in tagger(clip).events if event.task == "events"]
+    assert found
+    assert all(event.place is not None and event.evidence.vision >= 0 for event in found)
 
 
 def test_too_long_a_window_is_one_line(checkpoints: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from vca.core.timeline import Span, iou, merge_spans, seconds_to_us, step_spans
 from vca.pipelines.finetune import finetune
 from vca.pipelines.finetune_config import read_finetune_config
 
-pytestmark = [pytest.mark.integration, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.media, pytest.mark.long, pytest.mark.timeout(900)]
 
 TAXONOMY = """
 name: meetings

@@ -115,6 +115,7 @@ def only_first_epoch(training: Training, run_name: str) -> Path:
     return folder / run_name
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_workers(
     training: Training, window_set: WindowSet, undisturbed: TrainResult
 ) -> None:

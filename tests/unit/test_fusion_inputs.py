@@ -150,6 +150,11 @@ def test_targets() -> None:
     assert found["place.events"].tolist() == [0, 0, 1, 0, -1]
     assert found["participants_mask.events"].tolist() == [1, 1, 1, 1, 0]
     assert found["participants.events"][0].tolist() == [1, 0]
+    # starts, ends in steps of 0.5 s and labels
+    np.testing.assert_allclose(found["spans.events"], [[0.5, 4.0, 0], [2.0, 3.48, 1]], rtol=1e-6)
+    later = targets_of(known, TAXONOMY, video(5).steps[3:])["spans.events"]
+    np.testing.assert_allclose(later, [[0.0, 1.0, 0], [0.0, 0.48, 1]], rtol=1e-5, err_msg="cut at the window's start")
+    assert targets_of(known, TAXONOMY, video(5).steps[4:])["spans.events"].shape == (0, 3), "behind all events"
 
 
 def test_what_is_not_annotated_is_no_target() -> None:
@@ -157,7 +162,8 @@ def test_what_is_not_annotated_is_no_target() -> None:
     known = truth(labels={"mood": frozenset()}, events={"events": ()})
     assert annotated_tasks(known, TAXONOMY) == [False, False, True]
     found = targets_of(known, TAXONOMY, video(3).steps)
-    assert set(found) == {"steps.events", "place.events", "participants.events", "participants_mask.events"}
+    names = {"steps.events", "spans.events", "place.events", "participants.events", "participants_mask.events"}
+    assert set(found) == names
     assert not found["steps.events"].any()
 
 

@@ -112,3 +112,7 @@ class VideoLogits:
     """Shares of vision, audio and text in each step [S, 3]; a row sums to 1, or is 0 without any modality."""
     video_shares: Mapping[str, FloatArray] = field(default_factory=dict)
     """Shares of vision, audio and text behind the labels of video-level tasks: [L, 3]."""
+    candidates: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Span tasks of a model with a pyramid: [G, L], what each point says of an event around it."""
+    candidate_spans: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Start and end [G, 2] of those events, microseconds."""

@@ -69,6 +69,30 @@ def decode_spans(
     return spans
 
 
+def soft_nms(
+    spans: npt.NDArray[np.int64], scores: FloatArray, sigma: float, keep: int
+) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """At most `keep` spans [K, 2] of one label with scores [K], best first, from candidates [N, 2] and [N].
+
+    A candidate loses the more of its score, the more it overlaps one that was taken: Gaussian soft-NMS (Bodla et al.,
+    2017), by `exp(-tiou**2 / sigma)`. Ties keep the order of the candidates.
+    """
+    assert spans.shape == (len(scores), 2), (spans.shape, scores.shape)
+    assert sigma > 0, sigma
+    left = scores.astype(np.float64)
+    taken, values = [], []
+    for _ in range(min(keep, len(left))):
+        best = int(left.argmax())
+        taken.append(best)
+        values.append(left[best])
+        inner = np.minimum(spans[:, 1], spans[best, 1]) - np.maximum(spans[:, 0], spans[best, 0])
+        outer = np.maximum(spans[:, 1], spans[best, 1]) - np.minimum(spans[:, 0], spans[best, 0])
+        tiou = np.maximum(inner, 0) / np.maximum(outer, 1)  # of spans that do not overlap it is 0 in any case
+        left = left * np.exp(-(tiou**2) / sigma)
+        left[best] = -1.0
+    return spans[taken], np.array(values, np.float32)
+
+
 def median_filter(values: FloatArray, window: int) -> FloatArray:
     """Running median [S] of odd `window`, the ends repeated: an event at the very start or end is not faded out."""
     assert window % 2 == 1, window

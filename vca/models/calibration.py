@@ -15,9 +15,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from vca.core.config import Config
-from vca.core.metrics import Bools, Floats, Ints, reliability_bins
+from vca.core.metrics import Bools, Floats, Ints, reliability_bins, step_mask
 from vca.core.records import CategoryScore, Event, Evidence, FloatArray, Prediction, VideoLogits
-from vca.core.spans import SpanDecoding, decode_spans
+from vca.core.spans import SpanDecoding, decode_spans, soft_nms
 from vca.core.taxonomy import Attribute, Score, Task, TaskKind, Taxonomy
 from vca.core.timeline import Span
 
@@ -29,6 +29,19 @@ class Platt(Config):
     """Above 0: the ranking of a label's scores stays."""
     offset: float
     """Added after the slope."""
+
+
+class PyramidDecoding(Config):
+    """How the candidates of one label become events."""
+
+    sigma: float = Field(0.5, gt=0.0)
+    """Of the Gaussian soft-NMS: the smaller, the more an overlapping candidate loses."""
+    keep: int = Field(100, ge=1)
+    """Events of one label in a video, at most."""
+    lowest: float = Field(0.001, gt=0.0, lt=1.0)
+    """Candidates below this are not looked at."""
+    most: int = Field(2000, ge=1)
+    """Candidates of one label in a video that are looked at, at most."""
 
 
 class TaskCalibration(Config):
@@ -48,6 +61,8 @@ class TaskCalibration(Config):
     """By label; 0.5 where missing."""
     decoding: SpanDecoding = SpanDecoding()
     """How the scores of a `span` task become events."""
+    pyramid: PyramidDecoding = PyramidDecoding()
+    """How candidates become events, where the model has a pyramid. Thresholds then are those of candidates."""
     place_temperature: float = Field(1.0, gt=0.0)
     """Divides the logits of places."""
     participants_temperature: float = Field(1.0, gt=0.0)
@@ -74,6 +89,7 @@ class Calibration(Config):
                 name: _f32(logistic(x / tasks[name].participants_temperature))
                 for name, x in logits.participants.items()
             },
+            candidates={name: _f32(logistic(x)) for name, x in logits.candidates.items()},
         )
 
     def thresholds(self) -> dict[str, float]:
@@ -143,7 +159,7 @@ def _decide_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogi
         return []
     events = []
     for j, label in enumerate(task.labels):
-        for span, score in decode_spans(scores[:, j], steps, fitted.thresholds.get(label.name, 0.5), fitted.decoding):
+        for span, score in find_spans(fitted, probabilities, steps, task.name, j):
             inside = _inside_span(steps, span)
             place, place_score = _place(task, probabilities, inside)
             people = _participants(task, fitted, probabilities, inside)
@@ -152,9 +168,29 @@ def _decide_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogi
     return events
 
 
+def find_spans(
+    fitted: TaskCalibration, probabilities: VideoLogits, steps: Ints, task: str, label: int
+) -> list[tuple[Span, float]]:
+    """Events of one label with their scores: from the candidates of a pyramid where there are any, else from steps."""
+    threshold = fitted.thresholds.get(fitted.labels[label], 0.5)
+    if task not in probabilities.candidates:
+        scores = probabilities.steps[task][:, label]
+        # Smoothing never raises the maximum, so most labels of most videos are known to have no event.
+        return decode_spans(scores, steps, threshold, fitted.decoding) if (scores >= threshold).any() else []
+    scores, how = probabilities.candidates[task][:, label], fitted.pyramid
+    order = np.argsort(-scores, kind="stable")[: how.most]
+    order = order[scores[order] >= min(how.lowest, threshold)]
+    spans, values = soft_nms(probabilities.candidate_spans[task][order], scores[order], how.sigma, how.keep)
+    kept = [(Span(int(a), int(b)), float(s)) for (a, b), s in zip(spans, values, strict=True) if s >= threshold]
+    return sorted(kept)
+
+
 def _inside_span(steps: Ints, span: Span) -> Bools:
-    """Decoded spans begin and end with steps."""
-    return (steps[:, 0] >= span.start_us) & (steps[:, 1] <= span.end_us)
+    """Steps of which the span covers half, or the one around its middle."""
+    inside = step_mask([span], steps)
+    if not inside.any():
+        inside[np.abs(steps.sum(axis=1) - span.start_us - span.end_us).argmin()] = True
+    return inside
 
 
 def _place(task: Task, probabilities: VideoLogits, inside: Bools) -> tuple[str | None, float | None]:

@@ -10,7 +10,7 @@ separates without error, plain likelihood would make every probability 0 or 1.
 Shape letters: V videos, L labels, Q kinds of participants, S steps, E events, N examples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ from vca.core.metrics import (
     mean_of_known,
     step_mask,
 )
-from vca.core.records import FloatArray, VideoLogits
-from vca.core.spans import SpanDecoding, decode_spans
+from vca.core.records import VideoLogits
+from vca.core.spans import SpanDecoding
 from vca.core.taxonomy import Task, TaskKind, Taxonomy
-from vca.models.calibration import Calibration, Platt, TaskCalibration, logistic, task_probabilities
+from vca.models.calibration import Calibration, Platt, TaskCalibration, find_spans, logistic, task_probabilities
 
 PLATT_EXAMPLES = 50
 """Positives, and negatives, from which on a label gets a curve of its own."""
@@ -48,6 +48,8 @@ GRID = tuple(
 )
 """What is tried for events, the default first: it stays where nothing is better."""
 SCALES = (1.0, 0.7, 0.5)
+PYRAMID_THRESHOLDS = (0.3, 0.1, 0.2, 0.4, 0.5, 0.6)
+"""What is tried for candidates, one for all labels: they have too few events to choose one each."""
 GRID_TIOU = 0.5
 
 
@@ -178,11 +180,15 @@ def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) ->
     """Choose how spans are made, then one factor on all thresholds: a step is judged with more steps around it than
     the threshold of single steps knows of. The first choice wins ties.
     """
-    probabilities = [task_probabilities(start, c.logits.steps[task.name]) for c in cases]
+    calibration = Calibration(tasks={task.name: start})
+    probabilities = [calibration.probabilities(_only(task.name, c.logits)) for c in cases]
 
     def quality(candidate: TaskCalibration) -> float:
         return _span_quality(task, candidate, probabilities, cases)
 
+    if task.name in probabilities[0].candidates:
+        levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
+        return _best([start.model_copy(update={"thresholds": thresholds}) for thresholds in levels], quality)
     decoded = _best([start.model_copy(update={"decoding": decoding}) for decoding in GRID], quality)
     seen = {event.label for c in cases for event in c.truth.events[task.name]}
 
@@ -192,22 +198,32 @@ def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) ->
     return _best([decoded.model_copy(update={"thresholds": scaled(factor)}) for factor in SCALES], quality)
 
 
+def _only(task: str, logits: VideoLogits) -> VideoLogits:
+    """What spans of one task are made from."""
+
+    def of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return {task: arrays[task]} if task in arrays else {}
+
+    return VideoLogits(
+        video={},
+        steps=of(logits.steps),
+        candidates=of(logits.candidates),
+        candidate_spans=of(logits.candidate_spans),
+    )
+
+
 def _best(candidates: Sequence[TaskCalibration], quality: Callable[[TaskCalibration], float]) -> TaskCalibration:
     qualities = [quality(candidate) for candidate in candidates]
     return next(c for c, q in zip(candidates, qualities, strict=True) if q >= max(qualities) - 1e-9)
 
 
 def _span_quality(
-    task: Task, candidate: TaskCalibration, probabilities: Sequence[FloatArray], cases: Sequence[_Case]
+    task: Task, candidate: TaskCalibration, probabilities: Sequence[VideoLogits], cases: Sequence[_Case]
 ) -> float:
     """Mean of segment F1 and mAP at tIoU 0.5: the first wants decisions, the second also what is less sure."""
     counts, precisions = np.zeros(3), []
     for j, name in enumerate(candidate.labels):
-        threshold = candidate.thresholds.get(name, 0.5)
-        found = [
-            decode_spans(p[:, j], c.steps, threshold, candidate.decoding) if (p[:, j] >= threshold).any() else []
-            for p, c in zip(probabilities, cases, strict=True)
-        ]  # smoothing never raises the maximum, so most labels of most videos are known to have no event
+        found = [find_spans(candidate, p, c.steps, task.name, j) for p, c in zip(probabilities, cases, strict=True)]
         truth = [[e.span for e in c.truth.events[task.name] if e.label == name] for c in cases]
         detections = detect(truth, found, (GRID_TIOU,))
         counts += detections.counts(0).sum(axis=0)

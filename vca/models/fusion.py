@@ -19,6 +19,7 @@ from vca.core.taxonomy import Task, TaskKind, Taxonomy
 from vca.models.fusion_config import FeatureStatistics, FusionConfig, FusionSpec
 from vca.models.fusion_inputs import MODALITIES, Language
 from vca.models.plm import load_language, load_plm, position_limit
+from vca.models.pyramid import Candidates, Pyramid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +36,7 @@ class FusionOutputs:
     steps: dict[str, Tensor] = field(default_factory=dict)  # [B, S, L]
     places: dict[str, Tensor] = field(default_factory=dict)  # [B, S, P]
     participants: dict[str, Tensor] = field(default_factory=dict)  # [B, S, Q]
+    candidates: dict[str, Candidates] = field(default_factory=dict)  # with `span_head: pyramid`
     gates: Tensor | None = None
     video_shares: dict[str, Tensor] = field(default_factory=dict)
 
@@ -60,6 +62,10 @@ class FusionModel(nn.Module):
             {t.name: LabelAttention(self.width, len(t.labels), config.dropout) for t in tasks if not _in_time(t)}
         )
         self.step_heads = nn.ModuleDict({t.name: StepHead(t, self.width, config.dropout) for t in tasks if _in_time(t)})
+        spans = [t for t in tasks if t.kind is TaskKind.SPAN and config.span_head == "pyramid"]
+        self.pyramids = nn.ModuleDict(
+            {t.name: Pyramid(self.width, len(t.labels), config.pyramid_levels, config.dropout) for t in spans}
+        )
 
     def forward(self, batch: Batch) -> FusionOutputs:
         """A batch of `fusion_inputs.collate` to logits. Padding changes nothing."""
@@ -116,6 +122,8 @@ class FusionModel(nn.Module):
                     outputs.places[task.name] = head["place"]
                 if "participants" in head:
                     outputs.participants[task.name] = head["participants"]
+                if task.name in self.pyramids:
+                    outputs.candidates[task.name] = self.pyramids[task.name](steps + step_states, batch["step_mask"])
             else:
                 logits, weights = self.video_heads[task.name](states[:, index], read, read_mask)
                 outputs.video[task.name] = logits

@@ -3,7 +3,7 @@
 Shape letters: D features of a modality, L labels.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,11 @@ class FusionConfig(Config):
     """Share that lose their text. Raise it where the text gives the labels away."""
     feature_noise: float = Field(0.05, ge=0.0, le=1.0)
     """Noise on features while training, in standard deviations of each feature."""
+    span_head: Literal["steps", "pyramid"] = "steps"
+    """What finds events: scores of the steps, or besides them a pyramid of points that know the ends of their event
+    (`vca.models.pyramid`), which needs more examples."""
+    pyramid_levels: int = Field(4, ge=1, le=8)
+    """Each level sees spans twice as long as the one below; the first sees those of up to four steps on either side."""
     place_weight: float = Field(0.5, ge=0.0)
     """Weight of `l_place` beside `l_time`."""
     participants_weight: float = Field(0.5, ge=0.0)

@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 Modality = Literal["vision", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = ("vision", "audio", "text")
 
-RULES = 2
+RULES = 3
 """Raised when the functions below would make other arrays of the same video."""
 CHUNK_WORDS = 40
 SPOKEN, SHOWN = 0, 1  # kinds of text the model can tell apart
@@ -249,8 +249,9 @@ def targets_of(truth: VideoTruth, taxonomy: Taxonomy, steps: IntArray) -> dict[s
     """What the model should say about a window with these steps [S, 2], by `<kind>.<task>`.
 
     `video`: [L] 0 or 1 for multi_label, [] index of the label for single_label. `steps`: [S, L] 0 or 1, a step belongs
-    to an event that covers at least half of it. For events also `place` [S] (-1: not annotated), `participants` [S, Q]
-    and `participants_mask` [S]. Where events overlap, the shorter one says place and participants.
+    to an event that covers at least half of it. `spans`, of span tasks only: events [E, 3] that touch the window, start
+    and end in steps from its start (cut there) and index of the label. For events also `place` [S] (-1: not annotated),
+    `participants` [S, Q] and `participants_mask` [S]; where events overlap, the shorter one says both.
     """
     found: dict[str, npt.NDArray[Any]] = {}
     for task, annotated in zip(taxonomy.tasks, annotated_tasks(truth, taxonomy), strict=True):
@@ -263,7 +264,21 @@ def targets_of(truth: VideoTruth, taxonomy: Taxonomy, steps: IntArray) -> dict[s
             found[f"video.{task.name}"] = held if task.kind is TaskKind.MULTI_LABEL else single
         else:
             found |= _step_targets(task, truth.events[task.name], steps)
+            if task.kind is TaskKind.SPAN:
+                found[f"spans.{task.name}"] = _span_targets(names, truth.events[task.name], steps)
     return found
+
+
+def _span_targets(names: Sequence[str], events: Sequence[TrueEvent], steps: IntArray) -> FloatArray:
+    """[E, 3]; a step is one unit of length whatever its time, so that a hole in the grid has none."""
+    edges = np.append(steps[:, 0], steps[-1, 1])
+    places = np.arange(len(edges), dtype=np.float64)
+    rows = []
+    for event in events:
+        first, last = np.interp([event.span.start_us, event.span.end_us], edges, places)
+        if event.label in names and last > first:
+            rows.append((first, last, names.index(event.label)))
+    return np.array(rows, np.float32).reshape(-1, 3)
 
 
 def _step_targets(task: Task, events: Sequence[TrueEvent], steps: IntArray) -> dict[str, npt.NDArray[Any]]:
@@ -334,7 +349,8 @@ def collate_arrays(windows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> "dict[s
 
     `step_mask` [B, S]; `vision` [B, S, D] and `vision_mask` [B, S], `audio` and `text` alike, missing where no window
     has them; `token_ids`, `token_kind`, `token_steps`, `token_mask` [B, N]; targets `target.<kind>.<task>` with B in
-    front (see `targets_of`) and `known.<kind>.<task>` [B], 1 where the window has it.
+    front (see `targets_of`), `target.spans.<task>` [B, E, 3] padded with -1, and `known.<kind>.<task>` [B], 1 where the
+    window has it.
     """
     import torch
 
@@ -353,16 +369,20 @@ def collate_arrays(windows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> "dict[s
             batch[f"{name}_mask"] = _padded([window.get(f"{name}_mask") for window in windows], longest["steps"])
     for name in sorted({n for window in windows for n in window if n.startswith("target.")}):
         known = [window.get(name) for window in windows]
+        if name.startswith("target.spans."):
+            most = max(1, *(0 if values is None else len(values) for values in known))
+            batch[name] = _padded(known, most, fill=-1)
+            continue
         batch[name] = _padded(known, None if name.startswith("target.video.") else longest["steps"])
         batch[name.replace("target.", "known.", 1)] = np.array([values is not None for values in known], np.uint8)
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def _padded(arrays: Sequence[npt.NDArray[Any] | None], length: int | None) -> npt.NDArray[Any]:
-    """Stack arrays, the first axis of each filled up with zeros to `length`; None is all zeros."""
+def _padded(arrays: Sequence[npt.NDArray[Any] | None], length: int | None, fill: int = 0) -> npt.NDArray[Any]:
+    """Stack arrays, the first axis of each filled up to `length`; None is all `fill`."""
     example = next(array for array in arrays if array is not None)
     shape = example.shape if length is None else (length, *example.shape[1:])
-    stacked = np.zeros((len(arrays), *shape), example.dtype)
+    stacked = np.full((len(arrays), *shape), fill, example.dtype)
     for i, array in enumerate(arrays):
         if array is None:
             continue

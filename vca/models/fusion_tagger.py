@@ -2,9 +2,10 @@
 
 Windows overlap. In a step that several windows see, their logits are averaged with weights that fall off linearly to
 the ends of each window, because a state near an end has seen one side of its surroundings only. Ends of the video do
-not count as ends. The logits of video-level tasks are averaged over the windows by their number of steps.
+not count as ends. The logits of video-level tasks are averaged over the windows by their number of steps. Of the points
+of a pyramid, those of the window count in which the point's step weighs most.
 
-Shape letters: S steps of the video, W steps of a window, L labels, M modalities.
+Shape letters: S steps of the video, W steps of a window, L labels, M modalities, G points of a pyramid.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vca.core.metrics import Bools, Ints
 from vca.core.records import FloatArray, Prediction, VideoFeatures, VideoLogits
 from vca.models.calibration import decide
 from vca.models.fusion_inputs import MODALITIES, Modality, Window, collate_arrays, windows_of
@@ -52,12 +54,14 @@ class FusionScorer:
             f"{video.key}: steps of {video.step_us} us, not {self._spec.step_us}"
         )
         windows = windows_of(video, self._inputs, self._language)
+        weights = window_weights(windows, len(video.steps))
         parts: list[VideoLogits] = []
         for first in range(0, len(windows), BATCH_WINDOWS):
-            parts += self._forward(windows[first : first + BATCH_WINDOWS])
-        return merge_windows(windows, parts, len(video.steps))
+            now = slice(first, first + BATCH_WINDOWS)
+            parts += self._forward(windows[now], video.steps, own_steps(windows, weights, len(video.steps))[now])
+        return merge_windows(windows, weights, parts, len(video.steps))
 
-    def _forward(self, windows: Sequence[Window]) -> list[VideoLogits]:
+    def _forward(self, windows: Sequence[Window], grid: Ints, owned: Sequence[Bools]) -> list[VideoLogits]:
         import torch
 
         batch = {
@@ -69,6 +73,12 @@ class FusionScorer:
         found = []
         for i, window in enumerate(windows):
             n = window.n_steps
+            candidates, spans = {}, {}
+            for task, points in outputs.candidates.items():
+                kept = points.mask[i].cpu().numpy() & owned[i][points.centres.long().clamp(max=n - 1).cpu().numpy()]
+                candidates[task] = points.logits[i].float().cpu().numpy()[kept]
+                ends = points.ends[i].float().cpu().numpy()[kept]
+                spans[task] = _in_time(ends, grid[window.first_step : window.first_step + n])
             found.append(
                 VideoLogits(
                     video={t: v[i].float().cpu().numpy() for t, v in outputs.video.items()},
@@ -77,19 +87,47 @@ class FusionScorer:
                     participants={t: v[i, :n].float().cpu().numpy() for t, v in outputs.participants.items()},
                     step_shares=outputs.gates[i, :n].float().cpu().numpy(),
                     video_shares={t: v[i].float().cpu().numpy() for t, v in outputs.video_shares.items()},
+                    candidates=candidates,
+                    candidate_spans=spans,
                 )
             )
         return found
 
 
-def merge_windows(windows: Sequence[Window], parts: Sequence[VideoLogits], n_steps: int) -> VideoLogits:
-    """The logits of a video's windows as those of the video, by the rule of the module."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = [
+def _in_time(ends: FloatArray, steps: Ints) -> Ints:
+    """Ends [G, 2] in steps of a window as microseconds, inside the window; at least one microsecond long."""
+    edges = np.append(steps[:, 0], steps[-1, 1])
+    spans: Ints = np.rint(np.interp(ends, np.arange(len(edges)), edges)).astype(np.int64)
+    spans[:, 1] = np.maximum(spans[:, 1], spans[:, 0] + 1)
+    return spans
+
+
+def window_weights(windows: Sequence[Window], n_steps: int) -> list[FloatArray]:
+    """What the steps of each window weigh [W] where windows overlap."""
+    return [
         seam_weights(window.n_steps, window.first_step == 0, window.first_step + window.n_steps == n_steps)
         for window in windows
     ]
+
+
+def own_steps(windows: Sequence[Window], weights: Sequence[FloatArray], n_steps: int) -> list[Bools]:
+    """Which steps of each window [W] weigh most in it, of all windows; the first one where several weigh the same."""
+    best = np.zeros(n_steps, np.float32)
+    owner = np.zeros(n_steps, np.int64)
+    for index, (window, weight) in enumerate(zip(windows, weights, strict=True)):
+        place = slice(window.first_step, window.first_step + window.n_steps)
+        more = weight > best[place]
+        owner[place] = np.where(more, index, owner[place])
+        best[place] = np.where(more, weight, best[place])
+    return [owner[w.first_step : w.first_step + w.n_steps] == index for index, w in enumerate(windows)]
+
+
+def merge_windows(
+    windows: Sequence[Window], weights: Sequence[FloatArray], parts: Sequence[VideoLogits], n_steps: int
+) -> VideoLogits:
+    """The logits of a video's windows as those of the video, by the rule of the module."""
+    if len(parts) == 1:
+        return parts[0]
     total = np.zeros(n_steps, np.float64)
     for window, weight in zip(windows, weights, strict=True):
         total[window.first_step : window.first_step + window.n_steps] += weight
@@ -111,6 +149,8 @@ def merge_windows(windows: Sequence[Window], parts: Sequence[VideoLogits], n_ste
         participants={t: in_time([p.participants[t] for p in parts]) for t in parts[0].participants},
         step_shares=in_time([p.step_shares for p in parts if p.step_shares is not None]),
         video_shares={t: whole([p.video_shares[t] for p in parts]) for t in parts[0].video_shares},
+        candidates={t: np.concatenate([p.candidates[t] for p in parts]) for t in parts[0].candidates},
+        candidate_spans={t: np.concatenate([p.candidate_spans[t] for p in parts]) for t in parts[0].candidate_spans},
     )
 
 

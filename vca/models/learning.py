@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vca.core.taxonomy import Task, TaskKind
 from vca.models.fusion import Batch, FusionModel, FusionOutputs
 from vca.models.fusion_config import FusionConfig, FusionSpec
+from vca.models.pyramid import pyramid_loss
 
 Judged = dict[str, npt.NDArray[Any]]
 
@@ -76,13 +77,17 @@ class FusionLearner(nn.Module):
 def task_losses(task: Task, outputs: FusionOutputs, batch: Batch, config: FusionConfig, spec: FusionSpec) -> Tensor:
     """Loss [B] of one task: `l_time + w_place * l_place + w_participants * l_participants` for events."""
     if task.kind in (TaskKind.SPAN, TaskKind.STEP):
-        logits = outputs.steps[task.name]
+        logits, candidates = outputs.steps[task.name], outputs.candidates.get(task.name)
         target, known = _target(batch, "steps", task.name)
-        if target is None or known is None:
-            return logits.sum(dim=(1, 2)) * 0.0  # keeps every parameter in the graph, as ZeRO and DDP want
+        if target is None or known is None:  # a loss of 0 keeps every parameter in the graph, as ZeRO and DDP want
+            nothing = logits.sum(dim=(1, 2)) * 0.0
+            return nothing if candidates is None else nothing + (candidates.logits.sum() + candidates.ends.sum()) * 0.0
         time = _binary(logits, target, _positive_weights(task, spec, logits)).mean(dim=-1)
         loss = _mean_where(time, batch["step_mask"].bool())
-        return (loss + _place_loss(task, outputs, batch, config) + _people_loss(task, outputs, batch, config)) * known
+        loss = loss + _place_loss(task, outputs, batch, config) + _people_loss(task, outputs, batch, config)
+        if candidates is not None:
+            loss = loss + pyramid_loss(candidates, batch[f"target.spans.{task.name}"])
+        return loss * known
     logits = outputs.video[task.name]
     target, known = _target(batch, "video", task.name)
     if target is None or known is None:

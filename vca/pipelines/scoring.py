@@ -163,7 +163,7 @@ def unpack(row: Mapping[str, Any], taxonomy: Taxonomy) -> Scored:
     )
 
 
-_PARTS = ("video", "steps", "places", "participants", "video_shares")
+_PARTS = ("video", "steps", "places", "participants", "video_shares", "candidates", "candidate_spans")
 
 
 def pack_logits(logits: VideoLogits) -> bytes:
