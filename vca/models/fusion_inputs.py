@@ -126,11 +126,8 @@ class Language:
 
 def windows_of(video: VideoFeatures, config: InputsConfig, language: Language) -> list[Window]:
     """The windows of a video in order of time; the last one ends with the video and may overlap its neighbour more."""
-    n_steps = len(video.steps)
-    length, stride = config.window_steps(video.step_us), config.stride_steps(video.step_us)
-    starts = list(range(0, max(n_steps - length, 0) + 1, stride))
-    if starts[-1] + length < n_steps:
-        starts.append(n_steps - length)
+    n_steps, length = len(video.steps), config.window_steps(video.step_us)
+    starts = window_starts(n_steps, video.step_us, config)
     pieces = list(text_pieces(video.text, config))
     vectors = language.embed([text for _, _, text in pieces]) if pieces else np.zeros((0, 1), np.float32)
     phrases = [
@@ -138,6 +135,15 @@ def windows_of(video: VideoFeatures, config: InputsConfig, language: Language) -
         for (span, kind, text), vector in zip(pieces, vectors, strict=True)
     ]
     return [_window(video, first, min(length, n_steps - first), phrases, config.max_text_tokens) for first in starts]
+
+
+def window_starts(n_steps: int, step_us: int, config: InputsConfig) -> list[int]:
+    """First steps of the windows of a video of so many steps."""
+    length = config.window_steps(step_us)
+    starts = list(range(0, max(n_steps - length, 0) + 1, config.stride_steps(step_us)))
+    if starts[-1] + length < n_steps:
+        starts.append(n_steps - length)
+    return starts
 
 
 @dataclass(frozen=True, slots=True)

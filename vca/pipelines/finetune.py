@@ -103,7 +103,9 @@ def evaluate_model(config: FinetuneConfig, say: Say = print) -> int:
         scored = score_all(config, output, material, {FUSION: place}, say)
         splits = by_split(material.truths, scored)
         trained = decider.taxonomy
-        comparison = judge(splits, scored, trained, material.taxonomy, {FUSION: decider}, config.evaluation)
+        comparison = judge(
+            splits, scored, trained, material.taxonomy, {FUSION: decider}, config.evaluation, card.fusion.inputs
+        )
     finally:
         cluster.disconnect(started_here)
     about = {"model": card.model_version, "annotations": material.annotations, "features": material.feature_set}
@@ -303,7 +305,8 @@ class _Finetuning:
             deciders = fit_deciders(splits[Split.CALIBRATION], scored, material.trained, own)
             if champion is not None:
                 deciders[CHAMPION], _ = read_decider(self.output, systems[CHAMPION])
-            comparison = judge(splits, scored, material.trained, material.taxonomy, deciders, config.evaluation)
+            inputs = config.fusion.inputs
+            comparison = judge(splits, scored, material.trained, material.taxonomy, deciders, config.evaluation, inputs)
             self._finish(windows, trained, comparison, champion)
         except BaseException as error:
             if not self.finished:
@@ -419,7 +422,10 @@ def _figures(comparison: Comparison) -> dict[str, float]:
         for name, figure in ({"score": found.score} | found.headline).items()
         if system != comparison.examined
     }
-    return figures | {"test.evidence_correlation": comparison.evidence.correlation}
+    figures["test.evidence_correlation"] = comparison.evidence.correlation
+    if comparison.seams is not None:
+        figures |= {"test.brier_at_seams": comparison.seams.at_seams, "test.brier_inside": comparison.seams.inside}
+    return figures
 
 
 def _tags(material: Material, card: ModelCard) -> dict[str, str]:
@@ -427,12 +433,15 @@ def _tags(material: Material, card: ModelCard) -> dict[str, str]:
 
 
 def evidence_line(comparison: Comparison) -> str:
-    """How far the shares of evidence can be believed."""
-    found = comparison.evidence
-    return (
+    """How far the shares of evidence can be believed, and how seams between windows are judged, if there are any."""
+    found, seams = comparison.evidence, comparison.seams
+    line = (
         f"evidence shares against leaving a modality out: correlation {found.correlation:.2f} (ranks "
         f"{found.rank_correlation:.2f}), same first modality in {found.top_agreement:.0%} of {found.n_pairs} labels"
     )
+    if seams is None:
+        return line
+    return f"{line}\nBrier score of steps where windows meet {seams.at_seams:.4f}, elsewhere {seams.inside:.4f}"
 
 
 def _plain(system: str) -> str:

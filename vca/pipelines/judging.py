@@ -18,8 +18,9 @@ from vca.models.calibration import Calibration, decide, uncalibrated
 from vca.models.calibration_fit import fit_calibration
 from vca.models.evaluation import EvaluationConfig, Interval, Judged, Report, compare, evaluate
 from vca.models.evidence import EvidenceCheck, check_evidence
-from vca.models.fusion_inputs import MODALITIES
+from vca.models.fusion_inputs import MODALITIES, InputsConfig
 from vca.models.probe import LinearProbe
+from vca.models.seams import SeamCheck, check_seams
 from vca.pipelines.scoring import SUBSETS, Scored, subset_name
 
 FUSION, FROZEN, ZERO_SHOT, PROBE = "fusion", "frozen PLM", "zero-shot", "linear probe"
@@ -60,6 +61,8 @@ class Comparison:
     calibration: Calibration
     """Of the examined system."""
     evidence: EvidenceCheck
+    seams: SeamCheck | None
+    """None where every test video fits into one window."""
     judged: Mapping[str, Sequence[Judged]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class Comparison:
                 for name, found in self.differences.items()
             },
             "evidence": asdict(self.evidence),
+            "seams": None if self.seams is None else asdict(self.seams),
         }
 
 
@@ -107,8 +111,11 @@ def judge(
     whole: Taxonomy,
     deciders: Mapping[str, Decider],
     config: EvaluationConfig,
+    inputs: InputsConfig,
 ) -> Comparison:
     """Compare all systems that were scored on the test split. `deciders` names the trained ones, the examined first.
+
+    `inputs` is how the examined one cuts windows.
 
     `taxonomy` is what was trained and is judged, `whole` the label space in which zero-shot answers.
     A subset of the modalities is decided with the calibration of the whole model: there is one model, and what a video
@@ -146,6 +153,13 @@ def judge(
         },
         calibration=calibration,
         evidence=_evidence(examined, rows, calibration),
+        seams=check_seams(
+            [calibration.probabilities(row.logits[examined]) for row in rows],
+            test,
+            [row.steps for row in rows],
+            taxonomy,
+            inputs,
+        ),
         judged=judged,
     )
 

@@ -128,6 +128,7 @@ def _page(comparison: Mapping[str, Any], about: Mapping[str, str], overview: Pic
         systems=_systems_table(comparison),
         differences=_differences_table(comparison),
         evidence=comparison.get("evidence"),
+        seams=comparison.get("seams"),
         sections=sections,
     )
 

@@ -63,6 +63,11 @@ correlation {{ "%.3f"|format(evidence.correlation) }}, by rank {{ "%.3f"|format(
 the largest share is the modality that is missed most in {{ "%.0f"|format(100 * evidence.top_agreement) }} % of
 {{ evidence.n_pairs }} pairs of video and label.</p>
 {% endif %}
+{% if seams %}
+<h3>Seams</h3>
+<p>Brier score of the steps where windows of a video overlap {{ "%.4f"|format(seams.at_seams) }}, of the others
+{{ "%.4f"|format(seams.inside) }} ({{ seams.n_at_seams }} and {{ seams.n_inside }} pairs of step and label).</p>
+{% endif %}
 
 {% for section in sections %}
 <h2>{{ section.name }}</h2>
