@@ -1,8 +1,8 @@
 """The fusion model: a pretrained language model that reads vision, audio and text on one time axis (design section 8).
 
 Every step of the grid becomes one token, a gated sum of its modalities; text tokens stand among the steps in order of
-time; a token for each task goes in front. Heads read task scores from the states by attention of each label over the
-whole sequence, and step scores from the states of the steps.
+time; a token for each task goes in front. Heads read task scores from the strongest states of the whole sequence, step
+scores from the states of the steps, and events from a pyramid over these.
 
 Shape letters: B windows, S steps, N text tokens, K tasks, T = K + S + N tokens, H width of the language model, D width
 of a modality's features, M = 3 modalities (vision, audio, text), L labels, P places, Q kinds of participants.
@@ -59,7 +59,7 @@ class FusionModel(nn.Module):
         self.task_tokens = nn.Parameter(_task_tokens(spec.taxonomy, load_language(config.plm, "cpu"), self.word_std))
         tasks = spec.taxonomy.tasks
         self.video_heads = nn.ModuleDict(
-            {t.name: LabelAttention(self.width, len(t.labels), config.dropout) for t in tasks if not _in_time(t)}
+            {t.name: LabelEvidence(self.width, len(t.labels), config.dropout) for t in tasks if not _in_time(t)}
         )
         self.step_heads = nn.ModuleDict({t.name: StepHead(t, self.width, config.dropout) for t in tasks if _in_time(t)})
         spans = [t for t in tasks if t.kind is TaskKind.SPAN and config.span_head == "pyramid"]
@@ -227,23 +227,31 @@ def _two_layers(width_in: int, width: int, dropout: float) -> list[nn.Module]:
     ]  # fmt: skip
 
 
-class LabelAttention(nn.Module):
-    """Each label looks for its own evidence in the sequence (after Query2Label, Liu et al., 2021, with one layer)."""
+SHARPNESS = 2.0
+"""Of the soft maximum over positions: the larger, the more the strongest position alone decides."""
+
+
+class LabelEvidence(nn.Module):
+    """Each position of the sequence says what it has for each label; the strongest say most (log-sum-exp pooling,
+    Pinheiro and Collobert, 2015). The state of the task's token adds what only the whole tells.
+    """
 
     def __init__(self, width: int, n_labels: int, dropout: float) -> None:
         super().__init__()
-        self.keys = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
-        self.queries = nn.Parameter(torch.randn(n_labels, width) * 0.02)
-        self.values = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout))
-        self.weights = nn.Parameter(torch.randn(n_labels, width) * 0.02)
+        self.positions = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, n_labels),
+        )
         self.task = nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, n_labels))
 
     def forward(self, task_state: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Task state [B, H] and states [B, T, H] to logits [B, L] and the attention [B, L, T] behind them."""
-        scores = self.queries @ self.keys(states).transpose(1, 2) / states.shape[-1] ** 0.5  # [B, L, T]
-        attention = scores.masked_fill(~mask[:, None], -1e4).softmax(dim=-1)
-        found = attention @ self.values(states)  # [B, L, H]
-        return (found * self.weights).sum(dim=-1) + self.task(task_state), attention
+        """Task state [B, H] and states [B, T, H] to logits [B, L] and the weight [B, L, T] of each position in them."""
+        evidence = SHARPNESS * self.positions(states).masked_fill(~mask[..., None], -1e4)  # [B, T, L]
+        pooled = evidence.logsumexp(dim=1) / SHARPNESS
+        return pooled + self.task(task_state), evidence.softmax(dim=1).transpose(1, 2)
 
 
 class StepHead(nn.Module):

@@ -30,9 +30,9 @@ class FusionConfig(Config):
     """Share that lose their text. Raise it where the text gives the labels away."""
     feature_noise: float = Field(0.05, ge=0.0, le=1.0)
     """Noise on features while training, in standard deviations of each feature."""
-    span_head: Literal["steps", "pyramid"] = "steps"
-    """What finds events: scores of the steps, or besides them a pyramid of points that know the ends of their event
-    (`vca.models.pyramid`), which needs more examples."""
+    span_head: Literal["pyramid", "steps"] = "pyramid"
+    """What finds events: a pyramid of points that know the ends of their event (`vca.models.pyramid`), or the scores of
+    the steps, which are there in any case, by hysteresis."""
     pyramid_levels: int = Field(4, ge=1, le=8)
     """Each level sees spans twice as long as the one below; the first sees those of up to four steps on either side."""
     place_weight: float = Field(0.5, ge=0.0)

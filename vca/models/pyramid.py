@@ -1,8 +1,8 @@
 """Events without a step grid: a pyramid of max-pooled states, each point of which says what event it lies in and how
 far its ends are (ActionFormer, Zhang et al., 2022, with the max-pool pyramid of TemporalMaxer, Tang et al., 2023).
 
-An alternative to reading spans from step scores, `fusion.span_head: pyramid`. It sees events of one label that touch
-or overlap as two, and ends between steps; it needs more examples.
+Against spans read from step scores (`fusion.span_head: steps`) it sees events of one label that touch or overlap as
+two, and ends between steps.
 
 Shape letters: B windows, S steps, H width, G points of all levels, L labels, E events of a window.
 """
