@@ -34,7 +34,10 @@ class TrainConfig(Config):
     epochs: int = Field(30, ge=1)
     """Passes over the training windows; the learning rate ends at 0 with the last one."""
     patience: int | None = Field(8, ge=1)
-    """Stop after so many epochs without a better validation score; null never stops early."""
+    """Stop after so many epochs that were not kept; null never stops early."""
+    tolerance: float = Field(0.0, ge=0.0, le=1.0)
+    """Of two epochs whose validation scores differ by less, the later one is kept, which had the smaller steps. Raise it
+    where few validation videos make the score jump."""
     batch_windows: int = Field(16, ge=1)
     """Windows of one optimiser step, over all workers. The last step of an epoch may hold fewer."""
     micro_windows: int = Field(4, ge=1)

@@ -45,7 +45,7 @@ class EpochMetrics:
     validation: Mapping[str, float]
     """Figures of `learning.validation_metric`; `score` decides, higher is better."""
     best_epoch: int
-    """With the best score so far."""
+    """Whose weights are kept: the best score so far, within the tolerance."""
     learning_rate: float
     """Of new layers, at the end."""
     windows_per_s: float
@@ -71,8 +71,8 @@ class RunState:
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The earliest epoch with the best score."""
-        return max(self.history, key=lambda m: m.validation["score"], default=None)
+        """The epoch whose weights are kept."""
+        return self.history[self.history[-1].best_epoch - 1] if self.history else None
 
 
 @dataclass(frozen=True, slots=True)
