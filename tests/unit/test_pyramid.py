@@ -1,5 +1,7 @@
 """The anchor-free pyramid: which point answers for which event, that padding changes nothing, that it can learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -12,8 +14,9 @@ from vca.core.records import VideoLogits
 from vca.core.spans import soft_nms
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import Span, step_spans
-from vca.models.calibration import find_spans
+from vca.models.calibration import decide, find_spans, uncalibrated
 from vca.models.calibration_fit import fit_calibration
+from vca.models.evaluation import EvaluationConfig, Judged, evaluate
 from vca.models.fusion_inputs import Window
 from vca.models.fusion_tagger import own_steps, window_weights
 from vca.models.pyramid import Candidates, Pyramid, _assign, _distance_iou, pyramid_loss
@@ -195,6 +198,34 @@ def test_candidates_become_events_with_a_fitted_threshold() -> None:
         (Span(1_000_000, 4_000_000), float(probabilities.candidates["events"][0, 0]))
     ]
     assert find_spans(fitted.tasks["events"], probabilities, grid, "events", 1) == []
+
+
+def test_a_ranking_has_what_a_decision_leaves_out() -> None:
+    """Figures that rank see events below the threshold, from candidates and from steps; tables do not."""
+    grid = step_spans(Span(0, 20 * STEP_US), STEP_US)
+    spans = np.array([[1_000_000, 4_000_000], [6_000_000, 8_000_000]], np.int64)
+    scores = np.zeros((20, 2), np.float32)
+    scores[2:8, 0], scores[12:16, 0] = 0.9, 0.15
+    from_steps = VideoLogits({}, {"events": scores})
+    candidates = {"events": np.array([[0.9, 0.0], [0.15, 0.0]], np.float32)}
+    from_points = replace(from_steps, candidates=candidates, candidate_spans={"events": spans})
+    calibration = uncalibrated(TAXONOMY)
+    for probabilities in (from_steps, from_points):
+        plain = decide(probabilities, grid, TAXONOMY, calibration)
+        ranked = decide(probabilities, grid, TAXONOMY, calibration, rank=True)
+        assert plain.ranked == ()
+        assert ranked.events == plain.events
+        assert [e.span for e in plain.events] == [Span(1_000_000, 4_000_000)]
+        assert [e.span for e in ranked.ranked] == [Span(1_000_000, 4_000_000), Span(6_000_000, 8_000_000)]
+        truth = [TrueEvent("x", Span(a, b)) for a, b in spans.tolist()]
+        video = VideoTruth("v", "v.mp4", Split.TEST, None, {}, {"events": tuple(truth)})
+        whole, half = (
+            evaluate([Judged(video, found, grid, 10_000_000)], TAXONOMY, EvaluationConfig(bootstrap_samples=0))
+            for found in (ranked, plain)
+        )
+        assert whole.headline["events.map_at_0.5"].value == 1.0
+        assert half.headline["events.map_at_0.5"].value == 0.5
+        assert whole.headline["events.segment_f1_at_0.5"] == half.headline["events.segment_f1_at_0.5"]
 
 
 @given(st.integers(1, 9), st.integers(1, 40))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vca.core.config import build_config
 from vca.core.errors import ConfigError
 from vca.pipelines.train_config import TrainConfig, engine_settings, learning_rate_factor
-from vca.pipelines.training_checkpoint import check_same
+from vca.pipelines.training_checkpoint import EpochMetrics, RunState, check_same, is_kept
 from vca.pipelines.training_data import Index, denominators_of, epoch_order, slots_of, visits
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any)
@@ -125,3 +125,20 @@ def test_a_run_goes_on_only_with_what_shapes_it() -> None:
     other = TrainConfig(lr_new=1e-3)
     with pytest.raises(ConfigError, match=r"'night' was begun with train\.lr_new = 0.0005, now it is 0.001"):
         check_same("night", {"train": before.shaping}, {"train": other.shaping})
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.sampled_from([0.0, 0.05]))
+def test_which_epoch_is_kept(scores: list[float], tolerance: float) -> None:
+    """Without a tolerance the earliest best one; with it the last one that was as good as all before, give or take."""
+    state = RunState()
+    for epoch, score in enumerate(scores, start=1):
+        kept = is_kept(score, state.history, tolerance)
+        best = epoch if kept or state.best is None else state.best.best_epoch
+        state.history.append(EpochMetrics(epoch, len(scores), 0, {}, {"score": score}, best, 0.0, 0.0, 0.0))
+    assert state.best is not None
+    found = state.best.epoch
+    if tolerance == 0.0:
+        assert found == scores.index(max(scores)) + 1
+    else:
+        as_good = [i for i, score in enumerate(scores) if score > max([*scores[:i], -1.0]) - tolerance]
+        assert found == as_good[-1] + 1

@@ -94,6 +94,8 @@ class Prediction:
     events: tuple[Event, ...]
     step_scores: Mapping[str, FloatArray] = field(default_factory=dict)  # span and step tasks: [S, L]
     embedding: FloatArray | None = None  # [D], length 1
+    ranked: tuple[Event, ...] = ()
+    """Events whatever their score, for figures that rank; empty where nobody asked or the tagger only decides."""
 
 
 @dataclass(frozen=True, slots=True)

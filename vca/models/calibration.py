@@ -6,7 +6,7 @@ labels could not give it.
 Shape letters: L labels, S steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,21 +120,26 @@ def reliability(probabilities: npt.ArrayLike, targets: npt.ArrayLike, bins: int 
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
-def decide(probabilities: VideoLogits, steps: Ints, taxonomy: Taxonomy, calibration: Calibration) -> Prediction:
+def decide(
+    probabilities: VideoLogits, steps: Ints, taxonomy: Taxonomy, calibration: Calibration, rank: bool = False
+) -> Prediction:
     """Probabilities of one video on its grid [S, 2] to categories, events and step scores.
 
-    A video in which no modality has evidence gets scores, but nothing is selected and no event found.
+    A video in which no modality has evidence gets scores, but nothing is selected and no event found. `rank` also gives
+    the events below their thresholds, which evaluation wants and the tables do not.
     """
     categories: list[CategoryScore] = []
     events: list[Event] = []
+    ranked: list[Event] = []
     for task in taxonomy.tasks:
         fitted = calibration.tasks[task.name]
         if task.kind in (TaskKind.MULTI_LABEL, TaskKind.SINGLE_LABEL):
             categories += _decide_labels(task, fitted, probabilities)
         elif task.kind is TaskKind.SPAN:
             events += _decide_events(task, fitted, probabilities, steps)
+            ranked += _rank_events(task, fitted, probabilities, steps) if rank else []
     events.sort(key=lambda e: (e.span, e.task, e.label))
-    return Prediction(tuple(categories), tuple(events), dict(probabilities.steps))
+    return Prediction(tuple(categories), tuple(events), dict(probabilities.steps), ranked=tuple(ranked))
 
 
 def _decide_labels(task: Task, fitted: TaskCalibration, probabilities: VideoLogits) -> list[CategoryScore]:
@@ -177,12 +182,46 @@ def find_spans(
         scores = probabilities.steps[task][:, label]
         # Smoothing never raises the maximum, so most labels of most videos are known to have no event.
         return decode_spans(scores, steps, threshold, fitted.decoding) if (scores >= threshold).any() else []
+    return sorted(_candidates(fitted, probabilities, task, label, threshold))
+
+
+RANKING_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Hysteresis gives spans for one threshold only; those of many are put together for a ranking."""
+
+
+def _rank_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogits, steps: Ints) -> list[Event]:
+    """Events of every score, without place and participants."""
+    shares = probabilities.step_shares
+    if shares is not None and not shares.any():
+        return []
+    found = []
+    for j, label in enumerate(task.label_names()):
+        if task.name in probabilities.candidates:
+            spans = _candidates(fitted, probabilities, task.name, j, fitted.pyramid.lowest)
+        else:
+            scores = probabilities.steps[task.name][:, j]
+            used = [t for t in RANKING_THRESHOLDS if (scores >= t).any()]
+            decoded = {item for t in used for item in decode_spans(scores, steps, t, fitted.decoding)}
+            spans = _thinned(sorted(decoded), fitted.pyramid)
+        found += [Event(task.name, label, span, score) for span, score in spans]
+    return found
+
+
+def _candidates(
+    fitted: TaskCalibration, probabilities: VideoLogits, task: str, label: int, threshold: float
+) -> list[tuple[Span, float]]:
     scores, how = probabilities.candidates[task][:, label], fitted.pyramid
     order = np.argsort(-scores, kind="stable")[: how.most]
     order = order[scores[order] >= min(how.lowest, threshold)]
-    spans, values = soft_nms(probabilities.candidate_spans[task][order], scores[order], how.sigma, how.keep)
-    kept = [(Span(int(a), int(b)), float(s)) for (a, b), s in zip(spans, values, strict=True) if s >= threshold]
-    return sorted(kept)
+    rows = probabilities.candidate_spans[task][order].tolist()
+    found = [(Span(a, b), float(score)) for (a, b), score in zip(rows, scores[order], strict=True)]
+    return [(span, score) for span, score in _thinned(found, how) if score >= threshold]
+
+
+def _thinned(found: Sequence[tuple[Span, float]], how: PyramidDecoding) -> list[tuple[Span, float]]:
+    spans = np.array([(span.start_us, span.end_us) for span, _ in found], np.int64).reshape(-1, 2)
+    kept, values = soft_nms(spans, np.array([score for _, score in found], np.float32), how.sigma, how.keep)
+    return [(Span(a, b), float(score)) for (a, b), score in zip(kept.tolist(), values, strict=True)]
 
 
 def _inside_span(steps: Ints, span: Span) -> Bools:

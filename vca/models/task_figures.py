@@ -8,7 +8,6 @@ Shape letters: V videos, L labels, C labels and "none", T thresholds of tIoU, R 
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -159,6 +158,7 @@ class Spans:
         names = task.label_names()
         tious = (*config.tious, *SEGMENT_TIOUS, ATTRIBUTE_TIOU)
         self._detections: list[Detections] = []
+        self._ranked: list[Detections] = []
         self._place, self._people = np.zeros((len(videos), 2)), np.zeros((len(videos), 3))
         for name in names:
             truth = [[e for e in v.truth.events[task.name] if e.label == name] for v in videos]
@@ -167,6 +167,14 @@ class Spans:
                 [[e.span for e in events] for events in truth], [[(e.span, e.score) for e in ev] for ev in found], tious
             )
             self._detections.append(detections)
+            ranked = [[e for e in v.prediction.ranked if (e.task, e.label) == (task.name, name)] for v in videos]
+            self._ranked.append(
+                detect(
+                    [[e.span for e in events] for events in truth],
+                    [[(e.span, e.score) for e in more or decided] for more, decided in zip(ranked, found, strict=True)],
+                    config.tious,
+                )
+            )
             self._judge_attributes(detections, truth, found)
         self._truth_masks = [_masks(names, v.truth.events[task.name], v.steps) for v in videos]
         of_task = [[e for e in v.prediction.events if e.task == task.name] for v in videos]
@@ -203,9 +211,7 @@ class Spans:
 
     def _precisions(self, weights: Floats | None = None) -> Floats:
         """Average precision [R, L, T]."""
-        n = len(self._tious)
-        ranked = [replace(d, matches=d.matches[:n]) for d in self._detections]
-        return np.stack([detection_average_precision(d, weights) for d in ranked], axis=1)
+        return np.stack([detection_average_precision(d, weights) for d in self._ranked], axis=1)
 
     def details(self) -> dict[str, Any]:
         """`ap` of a label is by tIoU; `step_*` figures judge the scores of single steps, events or not."""

@@ -36,7 +36,7 @@ class Decider:
     calibration: Calibration
 
     def __call__(self, logits: VideoLogits, row: Scored) -> Prediction:
-        return decide(self.calibration.probabilities(logits), row.steps, self.taxonomy, self.calibration)
+        return decide(self.calibration.probabilities(logits), row.steps, self.taxonomy, self.calibration, rank=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ class TrainConfig(Config):
     patience: int | None = Field(8, ge=1)
     """Stop after so many epochs that were not kept; null never stops early."""
     tolerance: float = Field(0.0, ge=0.0, le=1.0)
-    """Of two epochs whose validation scores differ by less, the later one is kept, which had the smaller steps. Raise it
-    where few validation videos make the score jump."""
+    """Of two epochs whose validation scores differ by less, the later one is kept, which had the smaller steps. Raise
+    it where few validation videos make the score jump."""
     batch_windows: int = Field(16, ge=1)
     """Windows of one optimiser step, over all workers. The last step of an epoch may hold fewer."""
     micro_windows: int = Field(4, ge=1)

@@ -13,7 +13,7 @@ them: its list is not written in one step, and it refuses one that another versi
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,11 @@ class EpochMetrics:
     """Training windows a second, without validation."""
     left_s: float
     """Seconds to the last epoch; early stopping may come first."""
+
+
+def is_kept(score: float, history: Sequence[EpochMetrics], tolerance: float) -> bool:
+    """Whether an epoch's weights take the place of those that are kept."""
+    return not history or score > max(m.validation["score"] for m in history) - tolerance
 
 
 @dataclass

@@ -260,8 +260,7 @@ class _Worker:
     ) -> None:
         """Book an epoch, keep its weights if they are the best, decide whether to stop, write the checkpoint."""
         state, before = self.state, self.state.best
-        highest = max((m.validation["score"] for m in state.history), default=-np.inf)
-        better = validation["score"] > highest - self.config.tolerance
+        better = training_checkpoint.is_kept(validation["score"], state.history, self.config.tolerance)
         best_epoch = epoch + 1 if before is None or better else before.epoch
         patience = self.config.patience
         stopped = patience is not None and epoch + 1 - best_epoch >= patience
