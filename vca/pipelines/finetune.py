@@ -274,7 +274,8 @@ def score_all(
     for rows in cluster.score(groups, settings, config.scorers, config.scorer_gpus):
         for row in rows.to_pylist():
             found[row["video_id"]] = unpack(row, material.taxonomy)
-    say(f"scored {len(found)} videos with {', '.join([*systems, *config.baselines])} and with fewer modalities")
+    others = [name for name in config.baselines if name != "frozen"]  # a trained system, named already
+    say(f"scored {len(found)} videos with {', '.join([*systems, *others])} and with fewer modalities")
     return found
 
 
