@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(BIN)/python -m pytest
-# Processes that share out the tests (tests/conftest.py): one has all that need Ray, so that more than two bring nothing.
-# JOBS=0 runs all tests in one.
+# Processes that share out the tests by their groups (tests/conftest.py). There are two large groups: more than two
+# processes bring little, JOBS=0 runs all tests in one.
 JOBS   ?= 2
 
 # Two `make` calls in one checkout wait for each other while installing; where flock is missing, pip alone must do.

@@ -65,31 +65,40 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 OWN_CLUSTER = ("test_ray_job.py", "test_readme.py", "test_features_import_docs.py")
 """Modules whose tests start a Ray of their own, in other processes."""
+TRAINING = ("test_training.py", "test_finetune.py")
+GROUPS = ("tagging", "training")
+"""The two large groups, of like length, in the order in which they are given out."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real media is marked so, which makes `-m 'not media'` trustworthy.
 
-    Run by several processes, all tests with a Ray cluster stay in one of them, and modules stay whole. Two clusters at
-    once take each other's cores and memory: on two cores both together took longer than one after the other.
+    Run by several processes, tests that share a Ray cluster stay in one of them, and modules stay whole. What tags has
+    one cluster; what trains has another and comes in one group with the tests that start a Ray of their own.
     """
+    groups = {id(item): _group(item) for item in items}
 
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        # The long group starts first. In it the run over real media does, because its memory is measured with this
-        # process and its cluster, which grow later.
-        return not _uses_ray(item), "media_tagged" not in getattr(item, "fixturenames", ())
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        # In its group the run over real media starts first, because its memory is measured with this process and its
+        # cluster, which grow later.
+        group = groups[id(item)]
+        rank = GROUPS.index(group) if group in GROUPS else len(GROUPS)
+        return rank, "media_tagged" not in getattr(item, "fixturenames", ())
 
     items.sort(key=place)
     for item in items:
         if "media_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.media)
-        item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(groups[id(item)]))
 
 
-def _uses_ray(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "fixturenames", ())
-    return item.path.name in OWN_CLUSTER or "ray_cluster" in fixtures or "media_tagged" in fixtures
+def _group(item: pytest.Item) -> str:
+    if item.path.name in (*OWN_CLUSTER, *TRAINING):
+        return "training"
+    if {"ray_cluster", "media_tagged"}.intersection(getattr(item, "fixturenames", ())):
+        return "tagging"
+    return str(item.path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
