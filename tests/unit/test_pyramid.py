@@ -17,7 +17,7 @@ from vca.core.timeline import Span, step_spans
 from vca.models.calibration import decide, find_spans, uncalibrated
 from vca.models.calibration_fit import fit_calibration
 from vca.models.evaluation import EvaluationConfig, Judged, evaluate
-from vca.models.fusion_inputs import Window
+from vca.models.fusion_inputs import InputsConfig, Window, window_starts
 from vca.models.fusion_tagger import own_steps, window_weights
 from vca.models.pyramid import Candidates, Pyramid, _assign, _distance_iou, pyramid_loss
 
@@ -68,7 +68,7 @@ def test_who_answers_for_an_event() -> None:
     assert answers((2, 5, 0)) == [(1.0, 2.5, 0), (1.0, 3.5, 0), (1.0, 4.5, 0)]
     # 10 steps long: at least 4 away from one end, and below 8, which is for the second level
     assert answers((3, 13, 1)) == [(2.0, 7.0, 0), (2.0, 9.0, 0)]
-    # the whole window: farther than 8 only at the outer points of the last level
+    # the whole window: one end is farther than 8 from every point, which is for the last level
     assert answers((0, 16, 1)) == [(4.0, 2.0, 0), (4.0, 6.0, 0), (4.0, 10.0, 0), (4.0, 14.0, 0)]
     # the shorter of two at the same place, whatever their order
     assert {m for _, c, m in answers((2, 6, 0), (3, 5, 1)) if c in (3.5, 4.5)} == {1}
@@ -231,10 +231,8 @@ def test_a_ranking_has_what_a_decision_leaves_out() -> None:
 @given(st.integers(1, 9), st.integers(1, 40))
 def test_every_step_has_one_window(length: int, n_steps: int) -> None:
     """No candidate is lost or taken twice at a seam."""
-    stride = max(1, length - length // 2)
-    starts = list(range(0, max(n_steps - length, 0) + 1, stride))
-    if starts[-1] + length < n_steps:
-        starts.append(n_steps - length)
+    inputs = InputsConfig(window_s=length * 0.5, overlap_s=length // 2 * 0.5)
+    starts = window_starts(n_steps, STEP_US, inputs)
     empty = np.zeros(0, np.int64)
     windows = [Window(s, min(length, n_steps), *[None] * 6, empty, empty, empty) for s in starts]
     owned = own_steps(windows, window_weights(windows, n_steps), n_steps)

@@ -75,7 +75,9 @@ class FusionLearner(nn.Module):
 
 
 def task_losses(task: Task, outputs: FusionOutputs, batch: Batch, config: FusionConfig, spec: FusionSpec) -> Tensor:
-    """Loss [B] of one task: `l_time + w_place * l_place + w_participants * l_participants` for events."""
+    """Loss [B] of one task: `l_time + w_place * l_place + w_participants * l_participants` for events,
+    and that of the pyramid where the model has one.
+    """
     if task.kind in (TaskKind.SPAN, TaskKind.STEP):
         logits, candidates = outputs.steps[task.name], outputs.candidates.get(task.name)
         target, known = _target(batch, "steps", task.name)

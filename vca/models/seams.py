@@ -56,7 +56,7 @@ def check_seams(
     both = {at: (np.concatenate(scores[at]), np.concatenate(outcomes[at])) for at in (True, False)}
     return SeamCheck(
         at_seams=brier_score(*both[True]),
-        inside=brier_score(*both[False]) if len(both[False][0]) else float("nan"),
+        inside=brier_score(*both[False]),
         n_at_seams=len(both[True][0]),
         n_inside=len(both[False][0]),
     )
