@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,3 +46,15 @@ def media_tagged(media_dir: Path, ray_cluster: None, tmp_path_factory: pytest.Te
     finally:
         logging.getLogger().removeHandler(listener)
     return MediaRun(job, exit_code, "\n".join([job.text, *logged]), wall_s, peak)
+
+
+@pytest.fixture(scope="session")
+def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout with the same installation: the demo of whoever runs the tests stays as it is."""
+    if not (repository / ".venv" / ".installed").is_file():
+        pytest.skip("make sets up .venv first; run `make test`")
+    copy = tmp_path_factory.mktemp("checkout") / "vca"
+    left_out = shutil.ignore_patterns(".*", "demo", "out", "build", "dist", "__pycache__", "mlruns", "mlartifacts")
+    shutil.copytree(repository, copy, ignore=left_out, symlinks=True)
+    (copy / ".venv").symlink_to(repository / ".venv")
+    return copy

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -31,40 +30,14 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout with the same installation: the demo of whoever runs the tests stays as it is."""
-    if not (repository / ".venv" / ".installed").is_file():
-        pytest.skip("make sets up .venv first; run `make test`")
-    copy = tmp_path_factory.mktemp("checkout") / "vca"
-    left_out = shutil.ignore_patterns(".*", "demo", "out", "build", "dist", "__pycache__", "mlruns", "mlartifacts")
-    shutil.copytree(repository, copy, ignore=left_out, symlinks=True)
-    (copy / ".venv").symlink_to(repository / ".venv")
-    return copy
-
-
 def test_every_command_is_covered(repository: Path) -> None:
-    """A command added to the README must be run by a test: here, in test_ray_job.py, or by CI itself."""
+    """A command added to the README must be run by a test: here, in test_make_demo.py or test_ray_job.py, or by CI."""
     known = ("make demo", "make demo ARCHIVE=/some/folder", "make test", "make lint", "export RAY_AUTH_MODE=token")
     known += ("ray start --head", "ray job submit --working-dir . -- python -m jobs.tag --config configs/nightly.yaml")
     for command in commands(repository):
         assert command in known or command.startswith(".venv/bin/vca "), command
     ci = (repository / ".ci" / "run").read_text(encoding="utf-8")
     assert "make lint test" in ci
-
-
-def test_make_demo(checkout: Path) -> None:
-    """`make demo` tags, trains, compares and tags with the champion; smaller than as shipped, all steps the same."""
-    small = "--set train.epochs=1 --set min_positives=1 --set baselines=[zeroshot,probe]"
-    done = run(f"make demo CLIPS=20 'FINETUNE={small}'", checkout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Traceback" not in done.stdout + done.stderr
-    assert len(re.findall(r"balance +36 listed = ", done.stdout)) == 2, done.stdout
-    assert re.search(r"^fusion .*\n.*^linear probe ", done.stdout, re.M | re.S), done.stdout
-    assert re.search(r"^registry +models:/vca-demo/\d+: ", done.stdout, re.M), done.stdout
-    assert re.search(r"^model fusion-\w+, the champion", done.stdout, re.M), done.stdout
-    assert "output     " in done.stdout
-    assert "tracking   run " in done.stdout
 
 
 def test_commands_on_an_archive_of_ones_own(checkout: Path, demo_archive: Path, tmp_path: Path) -> None:
@@ -81,7 +54,7 @@ def test_commands_on_an_archive_of_ones_own(checkout: Path, demo_archive: Path, 
     out = tmp_path / "out"
     for command in commands(checkout):
         if not command.startswith(".venv/bin/vca ") or " finetune " in command:
-            continue  # fine-tuning is what `make demo` above does
+            continue  # fine-tuning is what test_make_demo.py does
         own = command.replace("/videos", shlex.quote(str(archive))).replace("output.uri=out", f"output.uri={out}")
         own = own.replace("--output out", f"--output {out}")
         own += f" --set tracking.uri=sqlite:///{tmp_path}/mlflow.db" if " tag " in own else ""

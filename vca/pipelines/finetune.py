@@ -430,7 +430,7 @@ def _figures(comparison: Comparison) -> dict[str, float]:
 
 
 def _tags(material: Material, card: ModelCard) -> dict[str, str]:
-    return {"vca.model_version": card.model_version, "vca.annotations": material.annotations, "vca.run_id": "none"}
+    return {"vca.model_version": card.model_version, "vca.annotations": material.annotations}
 
 
 def evidence_line(comparison: Comparison) -> str:
