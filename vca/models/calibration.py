@@ -8,7 +8,7 @@ Shape letters: L labels, S steps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,9 @@ class TaskCalibration(Config):
     decoding: SpanDecoding = SpanDecoding()
     """How the scores of a `span` task become events."""
     pyramid: PyramidDecoding = PyramidDecoding()
-    """How candidates become events, where the model has a pyramid. Thresholds then are those of candidates."""
+    """How candidates become events."""
+    span_source: Literal["pyramid", "steps"] = "pyramid"
+    """What events are made from, where the model has a pyramid. Thresholds are those of candidates or of steps."""
     place_temperature: float = Field(1.0, gt=0.0)
     """Divides the logits of places."""
     participants_temperature: float = Field(1.0, gt=0.0)
@@ -176,13 +178,17 @@ def _decide_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogi
 def find_spans(
     fitted: TaskCalibration, probabilities: VideoLogits, steps: Ints, task: str, label: int
 ) -> list[tuple[Span, float]]:
-    """Events of one label with their scores: from the candidates of a pyramid where there are any, else from steps."""
+    """Events of one label with their scores."""
     threshold = fitted.thresholds.get(fitted.labels[label], 0.5)
-    if task not in probabilities.candidates:
+    if not _by_pyramid(fitted, probabilities, task):
         scores = probabilities.steps[task][:, label]
         # Smoothing never raises the maximum, so most labels of most videos are known to have no event.
         return decode_spans(scores, steps, threshold, fitted.decoding) if (scores >= threshold).any() else []
     return sorted(_candidates(fitted, probabilities, task, label, threshold))
+
+
+def _by_pyramid(fitted: TaskCalibration, probabilities: VideoLogits, task: str) -> bool:
+    return fitted.span_source == "pyramid" and task in probabilities.candidates
 
 
 RANKING_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -196,7 +202,7 @@ def _rank_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogits
         return []
     found = []
     for j, label in enumerate(task.label_names()):
-        if task.name in probabilities.candidates:
+        if _by_pyramid(fitted, probabilities, task.name):
             spans = _candidates(fitted, probabilities, task.name, j, fitted.pyramid.lowest)
         else:
             scores = probabilities.steps[task.name][:, j]

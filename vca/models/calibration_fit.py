@@ -177,8 +177,10 @@ def _fit_attributes(task: Task, start: TaskCalibration, cases: Sequence[_Case]) 
 
 
 def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) -> TaskCalibration:
-    """Choose how spans are made, then one factor on all thresholds: a step is judged with more steps around it than
-    the threshold of single steps knows of. The first choice wins ties.
+    """Choose what spans are made from and how. The first choice wins ties.
+
+    A pyramid has more to learn than the scores of steps: after few or very long events it may be the worse of the two,
+    so it has to show on these videos that it is not.
     """
     calibration = Calibration(tasks={task.name: start})
     probabilities = [calibration.probabilities(_only(task.name, c.logits)) for c in cases]
@@ -186,9 +188,19 @@ def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) ->
     def quality(candidate: TaskCalibration) -> float:
         return _span_quality(task, candidate, probabilities, cases)
 
-    if task.name in probabilities[0].candidates:
-        levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
-        return _best([start.model_copy(update={"thresholds": thresholds}) for thresholds in levels], quality)
+    by_steps = _fit_steps_decoding(task, start.model_copy(update={"span_source": "steps"}), cases, quality)
+    if task.name not in probabilities[0].candidates:
+        return by_steps.model_copy(update={"span_source": start.span_source})
+    levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
+    return _best([*(start.model_copy(update={"thresholds": level}) for level in levels), by_steps], quality)
+
+
+def _fit_steps_decoding(
+    task: Task, start: TaskCalibration, cases: Sequence[_Case], quality: Callable[[TaskCalibration], float]
+) -> TaskCalibration:
+    """Hysteresis, then one factor on all thresholds: a step is judged with more steps around it than the threshold of
+    single steps knows of.
+    """
     decoded = _best([start.model_copy(update={"decoding": decoding}) for decoding in GRID], quality)
     seen = {event.label for c in cases for event in c.truth.events[task.name]}
 
