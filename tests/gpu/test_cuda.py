@@ -9,12 +9,14 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers as hf
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.support.gpu import requires_gpu
-from vca.models.audio import AudioConfig, build_audio
-from vca.models.checkpoints import Batches, EncoderConfig
+from vca.models.audio import AudioConfig, WindowEncoder, build_audio
+from vca.models.checkpoints import Batches, EncoderConfig, Uploads
+from vca.models.device_inputs import DevicePixels
 from vca.models.text import TextModel, TextModelConfig
-from vca.models.vision import VisionConfig, build_vision
+from vca.models.vision import ImageEncoder, VisionConfig, build_vision
 
 DEVICE = "cuda"
 STEP_US = 500_000
@@ -58,13 +60,47 @@ def test_pictures(tmp_path: Path) -> None:
     def features(device: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         settings = {"kind": "huggingface", "model": str(tmp_path), "dtype": "float32", "batch_size": 4}
         encoder = build_vision(VisionConfig.model_validate(settings | {"device": device}), STEP_US)
-        assert encoder is not None
+        assert isinstance(encoder, ImageEncoder)
+        pixels = encoder.model.on_gpu
+        assert (device == DEVICE) == (pixels is not None and pixels.reproduces(32, 48)), "made where the model is"
         return encoder.encode(frames, mask, STEP_US)
 
     on_cpu, on_gpu = features("cpu"), features(DEVICE)
     np.testing.assert_array_equal(on_gpu[1], on_cpu[1])
     np.testing.assert_allclose(on_gpu[0], on_cpu[0], atol=TOLERANCE)
     assert np.abs(on_cpu[0]).max() > 100 * TOLERANCE, "not all zeros"
+
+
+@requires_gpu
+@pytest.mark.parametrize("resample", [2, 3])
+def test_pixels_are_those_of_pillow(resample: int) -> None:
+    """Frames as they are served, larger ones, and enlarged ones: every 8-bit value is Pillow's, on tensor cores too."""
+    processor = SiglipImageProcessorPil(size={"height": 224, "width": 224}, resample=resample)
+    pixels = DevicePixels(processor, DEVICE)
+    for height, width in ((224, 398), (398, 224), (720, 1280), (96, 130), (224, 224)):
+        assert pixels.reproduces(height, width)
+        frames = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+        wanted = processor(images=list(frames), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        found = pixels(torch.from_numpy(frames).to(DEVICE), torch.float32).cpu()
+        levels = (found - wanted).abs() / processor.rescale_factor * 0.5  # std is 0.5
+        assert float(levels.max()) < 0.01, f"{height} x {width}: off by {float(levels.max()):.2f} of 255"
+
+
+@requires_gpu
+def test_uploads_arrive_whole() -> None:
+    """Arrays of growing and shrinking sizes in turn, while the GPU is busy: none is overwritten by the next but one."""
+    uploads, draw = Uploads(DEVICE), np.random.default_rng(0)
+    busy = torch.randn(2048, 2048, device=DEVICE)
+    arrays = [draw.normal(size=(n, 257)).astype(np.float32) for n in (1000, 4000, 10, 3000, 4000, 1, 2000)]
+    sums = []
+    for array in arrays:
+        array.flags.writeable = False  # as Ray serves them
+        on_gpu = uploads(array)
+        for _ in range(20):
+            busy = (busy @ busy).clamp(-1, 1)
+        sums.append(on_gpu.double().sum(dim=0))
+    for array, found in zip(arrays, sums, strict=True):
+        np.testing.assert_allclose(found.cpu().numpy(), array.astype(np.float64).sum(axis=0), atol=1e-6)
 
 
 @requires_gpu
@@ -81,7 +117,8 @@ def test_sound(tmp_path: Path) -> None:
     def features(device: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         settings = {"kind": "huggingface", "model": str(tmp_path), "dtype": "float32", "batch_size": 2}
         encoder = build_audio(AudioConfig.model_validate(settings | {"device": device}), STEP_US)
-        assert encoder is not None
+        assert isinstance(encoder, WindowEncoder)
+        assert (encoder.model.on_gpu is not None) == (device == DEVICE), "spectrograms are made where the model is"
         return encoder.encode(pcm, mask, STEP_US)
 
     on_cpu, on_gpu = features("cpu"), features(DEVICE)

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 
-def save_tiny(folder: Path, kind: str) -> Any:
-    """A random checkpoint with a word-level tokenizer; padding on the left, as decoders like it."""
+def save_tiny(folder: Path, kind: str, **sizes: int) -> Any:
+    """A random checkpoint with a word-level tokenizer; padding on the left, as decoders like it. `sizes` replace those
+    of the configuration.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         BertConfig,
@@ -26,7 +28,7 @@ def save_tiny(folder: Path, kind: str) -> Any:
         tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", padding_side="left"
     )
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
+    values: dict[str, Any] = {
         "vocab_size": len(words),
         "hidden_size": 16,
         "num_hidden_layers": 2,
@@ -34,16 +36,16 @@ def save_tiny(folder: Path, kind: str) -> Any:
         "intermediate_size": 32,
         "max_position_embeddings": 64,
         "pad_token_id": 0,
-    }
+    } | sizes
     model: Any
     if kind == "bert":
-        model = BertModel(BertConfig(**sizes))
+        model = BertModel(BertConfig(**values))
     elif kind == "modernbert":
         model = ModernBertModel(
-            ModernBertConfig(**sizes, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
+            ModernBertConfig(**values, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
         )
     else:
-        model = Qwen3Model(Qwen3Config(**sizes, num_key_value_heads=1, head_dim=8, bos_token_id=2, eos_token_id=3))
+        model = Qwen3Model(Qwen3Config(**values, num_key_value_heads=1, head_dim=8, bos_token_id=2, eos_token_id=3))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model.eval()

@@ -114,7 +114,10 @@ class WindowEncoder:
         if not heard:
             return empty
         padded = max(length, round(MIN_WINDOW_S * SAMPLE_RATE))
-        waves = [self._resample(np.pad(pcm[s : s + length], (0, padded - length))) for s in heard]
+        waves = [pcm[s : s + length] for s in heard]
+        if padded > length:
+            waves = [np.pad(wave, (0, padded - length)) for wave in waves]
+        waves = [self._resample(wave) for wave in waves]
         features = self.model.embed(waves)  # [windows, slots, D]
         n_slots = features.shape[1]
         spec = self.model.spec

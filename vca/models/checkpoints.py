@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from vca.core.config import Config
 from vca.core.errors import ConfigError
 from vca.core.records import FloatArray
 from vca.models.weights import load_error, quiet_loading, resolve_device, resolve_weights, weights_definition
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EncoderConfig(Config):
@@ -32,7 +36,8 @@ class EncoderConfig(Config):
     revision: str | None = None
     """Branch, tag or commit of a hub id. None is the default branch; the commit found goes into the feature set."""
     batch_size: int = Field(32, ge=1, le=4096)
-    """Frames (or windows of sound) per forward pass; halved by itself when the GPU memory does not suffice."""
+    """Frames (or windows of sound) per forward pass; halved by itself when the GPU memory does not suffice. A
+    large GPU is busy with larger ones only: `python -m benchmarks.gpu` finds the best."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where the worker sees one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -154,16 +159,20 @@ def load_model(
 
 
 class Batches:
-    """Runs a function over slices; on a full GPU the batch is halved, and stays so."""
+    """Runs a function over slices; on a full GPU the batch is halved, and stays so.
+
+    The function may answer with a tensor, which then stays on its device until all slices are done: a GPU that had to
+    hand over each batch would stand still meanwhile.
+    """
 
     def __init__(self, config: EncoderConfig, items: int = 1) -> None:
         self.size = max(1, config.batch_size // items)
         self.field = config.field
 
-    def run(self, n: int, call: Callable[[slice], FloatArray]) -> FloatArray:
+    def run(self, n: int, call: "Callable[[slice], FloatArray | Tensor]") -> FloatArray:
         import torch
 
-        results: list[FloatArray] = []
+        results: list[Any] = []
         start = 0
         while start < n:
             end = min(start + self.size, n)
@@ -179,7 +188,44 @@ class Batches:
                 torch.cuda.empty_cache()
             else:
                 start = end
-        return np.concatenate(results)
+        return to_numpy(torch.cat(results)) if isinstance(results[0], torch.Tensor) else np.concatenate(results)
+
+
+class Uploads:
+    """Arrays to a GPU while it computes: a copy goes through one of two page-locked buffers, on a stream of its own.
+
+    At most two batches are on their way: a third waits until the first has been computed.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers = [torch.empty(0, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._turn = 0
+        self._computed: Any = None
+        """Behind all that was asked of the GPU before the last array came."""
+
+    def __call__(self, array: npt.NDArray[Any]) -> "Tensor":
+        """A copy on the device; what is asked of the current stream from now on sees it."""
+        import torch
+
+        current = torch.cuda.current_stream(self._device)
+        if self._computed is not None:
+            self._computed.synchronize()  # the batch before the last has been computed: its buffer is free
+        self._computed = current.record_event()
+        self._turn = 1 - self._turn
+        if self._buffers[self._turn].numel() < array.nbytes:
+            self._buffers[self._turn] = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True)
+        locked = self._buffers[self._turn][: array.nbytes]
+        np.copyto(locked.numpy().view(array.dtype).reshape(array.shape), array)  # torch warns of read-only arrays
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        with torch.cuda.stream(self._stream):
+            copied = locked.to(self._device, non_blocking=True).view(dtype).view(array.shape)
+        current.wait_stream(self._stream)
+        copied.record_stream(current)
+        return copied
 
 
 def to_device(inputs: Any, device: str, dtype: Any) -> dict[str, Any]:

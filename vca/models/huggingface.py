@@ -8,7 +8,7 @@ Shape letters: N items, T frames of a clip, H and W pixels, P patches, D feature
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from vca.models.checkpoints import (
     Batches,
     Checkpoint,
     EncoderConfig,
+    Uploads,
     load_model,
     mendable,
     open_checkpoint,
@@ -27,6 +28,11 @@ from vca.models.checkpoints import (
 )
 from vca.models.pixels import ByteArray, Pixels, size_in_pixels
 from vca.models.weights import resolve_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vca.models.device_inputs import DeviceFilterbank, DevicePixels
 
 
 def check_device(device: str, field: str) -> str:
@@ -155,6 +161,13 @@ class ImageModel:
         if self.two_towers:
             self.model.text_model = None  # larger than the image tower in SigLIP 2
         self.batches = Batches(config)
+        self.on_gpu: DevicePixels | None = None
+        """Makes pixels where the model is, None on a CPU."""
+        if self.device == "cuda":
+            from vca.models import device_inputs
+
+            self.uploads = Uploads(self.device)
+            self.on_gpu = device_inputs.DevicePixels(self.processor, self.device)
         size = _image_size(checkpoint)
         self.dim = int(self.embed(np.zeros((1, size, size, 3), np.uint8)).shape[1])
 
@@ -162,23 +175,27 @@ class ImageModel:
         """uint8 [N, H, W, 3] to [N, D]."""
         return self.batches.run(len(frames), lambda part: self._embed(frames[part]))
 
-    def _embed(self, frames: ByteArray) -> FloatArray:
+    def _embed(self, frames: ByteArray) -> "Tensor":
         import torch
 
-        if isinstance(self.processor, Pixels):
-            inputs: Any = {"pixel_values": self.processor(frames)}
-        else:
-            inputs = self.processor(images=list(frames), return_tensors="pt", input_data_format="channels_last")
         with torch.inference_mode():
-            inputs = to_device(inputs, self.device, self.dtype)
-            output = self.model.get_image_features(**inputs) if self.two_towers else self.model(**inputs)
+            if self.on_gpu is not None and self.on_gpu.reproduces(*frames.shape[1:3]):
+                inputs: Any = {"pixel_values": self.on_gpu(self.uploads(frames), self.dtype)}
+            else:
+                inputs = to_device(self._pixels(frames), self.device, self.dtype)
+            output: Any = self.model.get_image_features(**inputs) if self.two_towers else self.model(**inputs)
             if self.cls_token:
-                return to_numpy(output.last_hidden_state[:, 0])
+                return output.last_hidden_state[:, 0]  # type: ignore[no-any-return]
             pooled = getattr(output, "pooler_output", None)
             if pooled is not None and not self.random_pooler:
-                return to_numpy(pooled.flatten(1))
+                return pooled.flatten(1)  # type: ignore[no-any-return]
             tokens = output.last_hidden_state
-            return to_numpy(tokens.mean(dim=1) if tokens.ndim == 3 else tokens.mean(dim=(2, 3)))
+            return tokens.mean(dim=1) if tokens.ndim == 3 else tokens.mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def _pixels(self, frames: ByteArray) -> Any:
+        if isinstance(self.processor, Pixels):
+            return {"pixel_values": self.processor(frames)}
+        return self.processor(images=list(frames), return_tensors="pt", input_data_format="channels_last")
 
 
 class ClipModel:
@@ -296,6 +313,13 @@ class WaveModel:
         elif hasattr(self.model, "text_model"):
             self.model.text_model = None
         self.batches = Batches(config)
+        self.on_gpu: DeviceFilterbank | None = None
+        """Makes spectrograms on the GPU; None on a CPU and for other models than AST."""
+        if self.device == "cuda" and self.model_type == "audio-spectrogram-transformer":
+            from vca.models import device_inputs
+
+            self.uploads = Uploads(self.device)
+            self.on_gpu = device_inputs.DeviceFilterbank.matching(self.extractor, self.device)
         self.dim = int(self.embed([np.zeros(self.spec.sampling_rate, np.float32)]).shape[2])
 
     def embed(self, waves: Sequence[FloatArray]) -> FloatArray:
@@ -303,7 +327,22 @@ class WaveModel:
         assert len({len(wave) for wave in waves}) == 1, "windows of one call have one length"
         return self.batches.run(len(waves), lambda part: self._embed(waves[part]))
 
-    def _embed(self, waves: Sequence[FloatArray]) -> FloatArray:
+    def _embed(self, waves: Sequence[FloatArray]) -> "Tensor":
+        import torch
+
+        with torch.inference_mode():
+            if self.on_gpu is not None:
+                inputs: Any = {"input_values": self.on_gpu(self.uploads(np.stack(waves)), self.dtype)}
+            else:
+                inputs = to_device(self._extract(waves), self.device, self.dtype)
+            if hasattr(self.model, "get_audio_features"):
+                return self.model.get_audio_features(**inputs).pooler_output[:, None]  # type: ignore[no-any-return]
+            output: Any = self.model(**inputs)
+            if self.spec.pooled:
+                return output.pooler_output[:, None]  # type: ignore[no-any-return]
+            return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _extract(self, waves: Sequence[FloatArray]) -> dict[str, Any]:
         import torch
 
         inputs = dict(self.extractor(list(waves), sampling_rate=self.spec.sampling_rate, return_tensors="pt"))
@@ -311,14 +350,7 @@ class WaveModel:
         if "is_longer" in inputs:
             # CLAP's extractor marks a window at random where none is longer; that would make features irreproducible
             inputs["is_longer"] = torch.zeros_like(torch.as_tensor(inputs["is_longer"], dtype=torch.bool))
-        with torch.inference_mode():
-            inputs = to_device(inputs, self.device, self.dtype)
-            if hasattr(self.model, "get_audio_features"):
-                return to_numpy(self.model.get_audio_features(**inputs).pooler_output)[:, None]
-            output = self.model(**inputs)
-            if self.spec.pooled:
-                return to_numpy(output.pooler_output)[:, None]
-            return to_numpy(output.last_hidden_state)
+        return inputs
 
 
 # --- image and text in one space -------------------------------------------------------------------------------------

@@ -127,7 +127,9 @@ class ImageEncoder:
     def encode(self, frames: ByteArray, mask: BoolArray, step_us: int) -> tuple[FloatArray, BoolArray]:
         del step_us  # vectors belong to frames, frames to steps: the length of a step does not matter
         values = np.zeros((len(frames), self.dim), np.float32)
-        if mask.any():
+        if mask.all() and len(mask):
+            values = self.model.embed(frames)  # without a copy of all frames
+        elif mask.any():
             values[mask] = self.model.embed(frames[mask])
         return _step_means(values, mask, self.needs.frames_per_step)
 

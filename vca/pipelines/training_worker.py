@@ -30,6 +30,7 @@ from vca.pipelines.training_checkpoint import EpochMetrics, RunState
 from vca.pipelines.training_data import Index, Slot, denominators_of, epoch_order, slots_of, stream
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vca.models.learning import FusionLearner
@@ -76,6 +77,7 @@ class _Worker:
     def __init__(self, job: Job, train: Index, validation: Index) -> None:
         import torch
         from ray.train import get_context
+        from ray.train.torch import get_device
 
         from vca.models.learning import build_learner, load_trainable, trainable_state
 
@@ -98,7 +100,7 @@ class _Worker:
                 self.best = training_checkpoint.read_tensors(job.output, checkpoint, training_checkpoint.BEST)
         if self.rank != 0:
             self.best = {}
-        self.engine = _engine(learner, self.config, self.steps, self.state.step)
+        self.engine = _engine(learner, self.config, self.steps, self.state.step, get_device())
         if checkpoint is not None:
             _restore_moments(self.engine, moments, self.state.step)
 
@@ -304,18 +306,16 @@ class _Worker:
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def _engine(learner: "FusionLearner", config: TrainConfig, steps: int, step: int) -> Any:
-    """The DeepSpeed engine, its learning rate as of this step."""
+def _engine(learner: "FusionLearner", config: TrainConfig, steps: int, step: int, device: "torch.device") -> Any:
+    """The DeepSpeed engine on this device, its learning rate as of this step."""
     import deepspeed
     import torch
-    from ray.train.torch import get_device
 
     from vca.models.learning import parameter_groups
 
     # DeepSpeed compiles an all-reduce over shared memory on its first start (half a minute, needs g++ and ninja). Only
     # its inference engine calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device: torch.device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     groups = parameter_groups(learner, config.lr_plm, config.lr_new, config.weight_decay)
