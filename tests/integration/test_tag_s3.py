@@ -43,9 +43,3 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
         assert remote.tag() == run.EXIT_OK
         assert "nothing to do: all unchanged" in remote.text
 
-        # Byte ranges instead of staged copies: the pictures are the same, so the tags are.
-        settings = (remote.settings[0], "decode.stage_limit_mb=0", *LIGHT)
-        ranged = Job("s3://films/videos", str(tmp_path / "ranged"), settings)
-        assert ranged.tag() == run.EXIT_OK, ranged.text
-        same = "SELECT key, task, label, score, selected FROM video_categories ORDER BY ALL"
-        assert ranged.query(same) == local.query(same)

@@ -200,27 +200,6 @@ def test_candidates_become_events_with_a_fitted_threshold() -> None:
     assert find_spans(fitted.tasks["events"], probabilities, grid, "events", 1) == []
 
 
-def test_a_pyramid_that_learned_nothing_is_not_asked() -> None:
-    """Where the scores of the steps find the events of the calibration split and candidates do not, steps decide."""
-    grid = step_spans(Span(0, 20 * STEP_US), STEP_US)
-    spans = np.array([[0, 500_000], [9_000_000, 9_500_000]], np.int64)
-    scores = np.full((20, 2), -6.0, np.float32)
-    scores[2:8, 0] = 4.0
-    both = VideoLogits(
-        {},
-        {"events": scores},
-        candidates={"events": np.full((2, 2), -3.0, np.float32)},
-        candidate_spans={"events": spans},
-    )
-    event = TrueEvent("x", Span(1_000_000, 4_000_000))
-    truths = [VideoTruth(f"v{i}", f"{i}.mp4", Split.CALIBRATION, None, {}, {"events": (event,)}) for i in range(6)]
-    calibration = fit_calibration([both] * 6, truths, [grid] * 6, TAXONOMY)
-    assert calibration.tasks["events"].span_source == "steps"
-    found = decide(calibration.probabilities(both), grid, TAXONOMY, calibration, rank=True)
-    assert [e.span for e in found.events] == [event.span]
-    assert {e.span for e in found.ranked} == {event.span}
-
-
 def test_a_ranking_has_what_a_decision_leaves_out() -> None:
     """Figures that rank see events below the threshold, from candidates and from steps; tables do not."""
     grid = step_spans(Span(0, 20 * STEP_US), STEP_US)

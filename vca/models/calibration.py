@@ -8,7 +8,7 @@ Shape letters: L labels, S steps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,9 @@ class Platt(Config):
 class PyramidDecoding(Config):
     """How the candidates of one label become events."""
 
-    sigma: float = Field(0.5, gt=0.0)
-    """Of the Gaussian soft-NMS: the smaller, the more an overlapping candidate loses."""
+    sigma: float = Field(0.1, gt=0.0)
+    """Of the Gaussian soft-NMS: the smaller, the more an overlapping candidate loses. The 0.5 of the paper keeps second
+    answers to the same event, which a ranking forgives and a table does not."""
     keep: int = Field(100, ge=1)
     """Events of one label in a video, at most."""
     lowest: float = Field(0.001, gt=0.0, lt=1.0)
@@ -62,9 +63,7 @@ class TaskCalibration(Config):
     decoding: SpanDecoding = SpanDecoding()
     """How the scores of a `span` task become events."""
     pyramid: PyramidDecoding = PyramidDecoding()
-    """How candidates become events."""
-    span_source: Literal["pyramid", "steps"] = "pyramid"
-    """What events are made from, where the model has a pyramid. Thresholds are those of candidates or of steps."""
+    """How candidates become events, where the model has a pyramid. Thresholds then are those of candidates."""
     place_temperature: float = Field(1.0, gt=0.0)
     """Divides the logits of places."""
     participants_temperature: float = Field(1.0, gt=0.0)
@@ -178,17 +177,13 @@ def _decide_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogi
 def find_spans(
     fitted: TaskCalibration, probabilities: VideoLogits, steps: Ints, task: str, label: int
 ) -> list[tuple[Span, float]]:
-    """Events of one label with their scores."""
+    """Events of one label with their scores: from the candidates of a pyramid where there are any, else from steps."""
     threshold = fitted.thresholds.get(fitted.labels[label], 0.5)
-    if not _by_pyramid(fitted, probabilities, task):
+    if task not in probabilities.candidates:
         scores = probabilities.steps[task][:, label]
         # Smoothing never raises the maximum, so most labels of most videos are known to have no event.
         return decode_spans(scores, steps, threshold, fitted.decoding) if (scores >= threshold).any() else []
     return sorted(_candidates(fitted, probabilities, task, label, threshold))
-
-
-def _by_pyramid(fitted: TaskCalibration, probabilities: VideoLogits, task: str) -> bool:
-    return fitted.span_source == "pyramid" and task in probabilities.candidates
 
 
 RANKING_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -202,7 +197,7 @@ def _rank_events(task: Task, fitted: TaskCalibration, probabilities: VideoLogits
         return []
     found = []
     for j, label in enumerate(task.label_names()):
-        if _by_pyramid(fitted, probabilities, task.name):
+        if task.name in probabilities.candidates:
             spans = _candidates(fitted, probabilities, task.name, j, fitted.pyramid.lowest)
         else:
             scores = probabilities.steps[task.name][:, j]

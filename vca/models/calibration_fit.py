@@ -48,7 +48,7 @@ GRID = tuple(
 )
 """What is tried for events, the default first: it stays where nothing is better."""
 SCALES = (1.0, 0.7, 0.5)
-PYRAMID_THRESHOLDS = (0.3, 0.1, 0.2, 0.4, 0.5, 0.6)
+PYRAMID_THRESHOLDS = (0.3, 0.25, 0.35, 0.2, 0.4, 0.15, 0.5, 0.1, 0.6)
 """What is tried for candidates, one for all labels: they have too few events to choose one each."""
 GRID_TIOU = 0.5
 
@@ -177,34 +177,24 @@ def _fit_attributes(task: Task, start: TaskCalibration, cases: Sequence[_Case]) 
 
 
 def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) -> TaskCalibration:
-    """Choose what spans are made from and how. The first choice wins ties.
-
-    A pyramid has more to learn than the scores of steps: after few or very long events it may be the worse of the two,
-    so it has to show on these videos that it is not.
-    """
+    """Choose how spans are made. The first choice wins ties."""
     calibration = Calibration(tasks={task.name: start})
     probabilities = [calibration.probabilities(_only(task.name, c.logits)) for c in cases]
 
     def quality(candidate: TaskCalibration) -> float:
-        return _span_quality(task, candidate, probabilities, cases)
+        f1, precision = _span_quality(task, candidate, probabilities, cases)
+        # A threshold for candidates leaves the ranking as it is; hysteresis makes both.
+        return f1 if by_pyramid else (f1 + precision) / 2
 
-    by_steps = _fit_steps_decoding(task, start.model_copy(update={"span_source": "steps"}), cases, quality)
-    if task.name not in probabilities[0].candidates:
-        return by_steps.model_copy(update={"span_source": start.span_source})
-    levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
-    return _best([*(start.model_copy(update={"thresholds": level}) for level in levels), by_steps], quality)
-
-
-def _fit_steps_decoding(
-    task: Task, start: TaskCalibration, cases: Sequence[_Case], quality: Callable[[TaskCalibration], float]
-) -> TaskCalibration:
-    """Hysteresis, then one factor on all thresholds: a step is judged with more steps around it than the threshold of
-    single steps knows of.
-    """
+    by_pyramid = task.name in probabilities[0].candidates
+    if by_pyramid:
+        levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
+        return _best([start.model_copy(update={"thresholds": thresholds}) for thresholds in levels], quality)
     decoded = _best([start.model_copy(update={"decoding": decoding}) for decoding in GRID], quality)
     seen = {event.label for c in cases for event in c.truth.events[task.name]}
 
     def scaled(factor: float) -> dict[str, float]:
+        # A step is judged with more steps around it than the threshold of single steps knows of.
         return {name: _inside(factor * t) if name in seen else t for name, t in decoded.thresholds.items()}
 
     return _best([decoded.model_copy(update={"thresholds": scaled(factor)}) for factor in SCALES], quality)
@@ -231,8 +221,8 @@ def _best(candidates: Sequence[TaskCalibration], quality: Callable[[TaskCalibrat
 
 def _span_quality(
     task: Task, candidate: TaskCalibration, probabilities: Sequence[VideoLogits], cases: Sequence[_Case]
-) -> float:
-    """Mean of segment F1 and mAP at tIoU 0.5: the first wants decisions, the second also what is less sure."""
+) -> tuple[float, float]:
+    """Segment F1 and mAP at tIoU 0.5 of what is decided; 0 where undefined."""
     counts, precisions = np.zeros(3), []
     for j, name in enumerate(candidate.labels):
         found = [find_spans(candidate, p, c.steps, task.name, j) for p, c in zip(probabilities, cases, strict=True)]
@@ -240,8 +230,8 @@ def _span_quality(
         detections = detect(truth, found, (GRID_TIOU,))
         counts += detections.counts(0).sum(axis=0)
         precisions.append(detection_average_precision(detections)[0, 0])
-    both = np.array([f1_of_counts(counts[:1], counts[1:2], counts[2:])[0], mean_of_known(np.array(precisions))])
-    return float(np.nan_to_num(both).mean())
+    f1 = f1_of_counts(counts[:1], counts[1:2], counts[2:])
+    return float(np.nan_to_num(f1)[0]), float(np.nan_to_num(mean_of_known(np.array(precisions))))
 
 
 def _fit_probabilities(start: TaskCalibration, logits: Floats, truth: Bools, n_positive: Ints) -> TaskCalibration:
