@@ -16,18 +16,27 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 COMPARED = [name for name in TABLES if name != "runs"]
 
 
-def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path) -> None:
-    """Where the bytes lie changes nothing."""
-    archive = tmp_path / "archive"
-    archive.mkdir()
-    # Some of each kind: test_media_s3.py compares a whole folder.
+@pytest.fixture(scope="module")
+def archive(demo_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some clips of each kind: test_media_s3.py compares a whole folder."""
+    folder = tmp_path_factory.mktemp("some") / "archive"
     for clip in [c for c in demo_truth(seed=0) if c.key.startswith(("damaged/", "kitchen/", "radio/", "traffic/"))]:
         for name in (clip.key, clip.sidecar):
             if name is not None:
-                (archive / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(demo_archive / name, archive / name)
-    local = Job(str(archive), str(tmp_path / "out"), LIGHT)
-    assert local.tag() == run.EXIT_OK, local.text
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(demo_archive / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(archive: Path, ray_cluster: None) -> Job:
+    job = Job(str(archive), str(archive.parent / "out"), LIGHT)
+    assert job.tag() == run.EXIT_OK, job.text
+    return job
+
+
+def test_s3_gives_the_same_tables_row_for_row(archive: Path, local: Job) -> None:
+    """Where the bytes lie changes nothing."""
     with s3_server("films", "tags") as server:
         server.upload_folder(archive, "films", "videos")
         endpoint = server.endpoint_url
@@ -43,3 +52,14 @@ def test_s3_gives_the_same_tables_row_for_row(demo_archive: Path, tmp_path: Path
         assert remote.tag() == run.EXIT_OK
         assert "nothing to do: all unchanged" in remote.text
 
+
+@pytest.mark.long  # in short, test_storage_s3.py reads by byte range
+def test_byte_ranges_give_the_same_tags(archive: Path, local: Job, tmp_path: Path) -> None:
+    """In place of staged copies: the pictures are the same, so the tags are."""
+    with s3_server("films") as server:
+        server.upload_folder(archive, "films", "videos")
+        settings = (f"archive.storage.endpoint_url={server.endpoint_url}", "decode.stage_limit_mb=0", *LIGHT)
+        ranged = Job("s3://films/videos", str(tmp_path / "ranged"), settings)
+        assert ranged.tag() == run.EXIT_OK, ranged.text
+        same = "SELECT key, task, label, score, selected FROM video_categories ORDER BY ALL"
+        assert ranged.query(same) == local.query(same)
