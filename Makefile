@@ -85,7 +85,7 @@ gpu: $(STAMP)  ## Tests that need a GPU
 
 # ARCHIVE=/some/folder or ARCHIVE=s3://bucket/prefix tags that archive instead of the generated one. CLIPS is the number
 # of labelled clips, FINETUNE holds more settings for the training, such as FINETUNE="--set train.epochs=2".
-CLIPS    ?= 240
+CLIPS    ?= 220
 FINETUNE ?=
 
 .PHONY: demo
