@@ -64,8 +64,8 @@ test: $(STAMP)  ## Unit, integration and golden tests
 	$(PYTEST) -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not gpu and not long" tests/unit tests/integration tests/golden
 
 .PHONY: unit
-unit: $(STAMP)  ## Fast tests in one process, without Ray
-	$(PYTEST) tests/unit
+unit: $(STAMP)  ## Fast tests, without Ray
+	$(PYTEST) -n $(JOBS) tests/unit
 
 .PHONY: integration
 integration: $(STAMP)  ## Tests with processes, real models, a local Ray cluster and an S3 server

@@ -85,7 +85,9 @@ def test_values_of_the_right_type_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: 2026-01-01", "a: 2026-13-01", "2026-01-01: a", "a: !!binary YQ==", "a: &x [*x]", "a: " + "[" * 5000]
+    "text",
+    ["a: 2026-01-01", "a: 2026-13-01", "2026-01-01: a", "a: !!binary YQ==", "a: &x [*x]", "a: " + "[" * 5000],
+    ids=["date", "no date", "date as key", "binary", "endless", "deep"],
 )
 def test_what_yaml_has_and_settings_do_not(text: str) -> None:
     """Dates, bytes and circles are refused in one line, not with a traceback."""
