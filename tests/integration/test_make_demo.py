@@ -1,16 +1,13 @@
 """`make demo`, from generated clips to tags by the fine-tuned champion, smaller than as shipped: all steps the same."""
 
 import json
-import os
 import re
-import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.runs import local_reader
+from tests.support.runs import local_reader, run_command
 from vca.core.errors import ConfigError
 from vca.pipelines import run as tag_run
 from vca.pipelines.config import read_config
@@ -35,15 +32,7 @@ class Demo:
         self.said = self.run(f"make demo CLIPS={N_CLIPS} 'FINETUNE={SMALL_FLAGS}'")
 
     def run(self, command: str) -> str:
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=self.checkout,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-            env=dict(os.environ),
-        )
+        done = run_command(command, self.checkout)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said[-6000:]
         assert "Traceback" not in said

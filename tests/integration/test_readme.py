@@ -1,13 +1,12 @@
 """The README's commands are run as written; only the names of archive and output are replaced."""
 
-import os
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.runs import run_command
 from tests.support.s3 import s3_server
 from tests.support.tables import make_output
 from vca.media.demo import demo_truth
@@ -22,12 +21,6 @@ def blocks(repository: Path, language: str) -> list[str]:
 
 def commands(repository: Path) -> list[str]:
     return [line for block in blocks(repository, "sh") for line in block.splitlines() if line.strip()]
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=500, env=dict(os.environ)
-    )
 
 
 def test_every_command_is_covered(repository: Path) -> None:
@@ -47,7 +40,7 @@ def test_commands_on_an_archive_of_ones_own(checkout: Path, demo_archive: Path, 
     good = [demo_archive / clip.key for clip in demo_truth(seed=0) if str(clip.status) == "tagged"]
     for path in sorted(good, key=lambda path: path.stat().st_size)[:3]:
         (archive / path.name).write_bytes(path.read_bytes())
-    done = run(f"make demo 'ARCHIVE={archive}'", checkout)
+    done = run_command(f"make demo 'ARCHIVE={archive}'", checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "balance    3 listed = 3 tagged" in done.stdout
 
@@ -58,7 +51,7 @@ def test_commands_on_an_archive_of_ones_own(checkout: Path, demo_archive: Path, 
         own = command.replace("/videos", shlex.quote(str(archive))).replace("output.uri=out", f"output.uri={out}")
         own = own.replace("--output out", f"--output {out}")
         own += f" --set tracking.uri=sqlite:///{tmp_path}/mlflow.db" if " tag " in own else ""
-        done = run(own, checkout)
+        done = run_command(own, checkout)
         assert done.returncode == 0, (own, done.stdout, done.stderr)
         assert done.stdout.strip(), own
 

@@ -1,5 +1,8 @@
-"""Running the tagging job in tests and reading back what it published."""
+"""Running the tagging job and commands of the README in tests, and reading back what was published."""
 
+import os
+import shlex
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,3 +72,10 @@ def stable_rows(reader: OutputReader, table: str) -> pa.Table:
 
 def local_reader(path: Path) -> OutputReader:
     return open_output(str(path), StorageConfig())
+
+
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A line of the README, run in a checkout."""
+    return subprocess.run(
+        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=500, env=dict(os.environ)
+    )

@@ -180,13 +180,13 @@ def _fit_decoding(task: Task, start: TaskCalibration, cases: Sequence[_Case]) ->
     """Choose how spans are made. The first choice wins ties."""
     calibration = Calibration(tasks={task.name: start})
     probabilities = [calibration.probabilities(_only(task.name, c.logits)) for c in cases]
+    by_pyramid = task.name in probabilities[0].candidates
 
     def quality(candidate: TaskCalibration) -> float:
         f1, precision = _span_quality(task, candidate, probabilities, cases)
         # A threshold for candidates leaves the ranking as it is; hysteresis makes both.
         return f1 if by_pyramid else (f1 + precision) / 2
 
-    by_pyramid = task.name in probabilities[0].candidates
     if by_pyramid:
         levels = [dict.fromkeys(start.labels, t) for t in PYRAMID_THRESHOLDS]
         return _best([start.model_copy(update={"thresholds": thresholds}) for thresholds in levels], quality)
