@@ -1,7 +1,8 @@
 """What is said and written in the labelled demo archive: a pool of sentences for each fact that words carry.
 
-Sentences of a pool speak of its fact and of no other, so that a rule over pools is a rule over meanings. Names in
-braces are slots. Some fillers of the slots in `ROLES` name somebody who takes part in an event.
+Sentences of a pool speak of its fact and of no other, so that a rule over pools is a rule over meanings: only the
+polar pools have a mood. Names in braces are slots. Some fillers of the slots in `ROLES` name somebody who takes part
+in an event.
 """
 
 import re
@@ -45,7 +46,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "Our reporter in {city} has the latest on this story.",
         "We interrupt the programme for a breaking news report from {city}.",
         "The main news this {daytime}: the strike in {city} goes on.",
-        "According to news agencies, {number} people were evacuated in {city}.",
+        "According to news agencies, {number} people came to {city}.",
         "Officials in {city} confirmed the report this {daytime}.",
         "More headlines at {hour}, after this report from {city}.",
         "Our news team has been following the events in {city} all day.",
@@ -74,9 +75,9 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "This {drink} is aged in oak barrels and has a high alcohol content.",
         "The bartender mixes {drink} with ice and tonic.",
         "We opened a second bottle of {drink} last night.",
-        "After the third {drink} he was drunk.",
+        "After the third {drink} they ask for the bill.",
         "The pub serves {drink} and cocktails until midnight.",
-        "Cheers, everybody raises a glass of {drink}.",
+        "The waiter brings a glass of {drink} to the table.",
         "Take another shot of {drink}.",
         "The brewery sells its {drink} by the barrel.",
         "Two friends drink {drink} straight from the bottle.",

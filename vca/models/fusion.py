@@ -125,7 +125,7 @@ class FusionModel(nn.Module):
                 if task.name in self.pyramids:
                     outputs.candidates[task.name] = self.pyramids[task.name](steps + step_states, batch["step_mask"])
             else:
-                logits, weights = self.video_heads[task.name](states[:, index], read, read_mask)
+                logits, weights = self.video_heads[task.name](states[:, index], read, read_mask, steps)
                 outputs.video[task.name] = logits
                 outputs.video_shares[task.name] = weights.detach() @ shares.detach()
         return outputs
@@ -233,25 +233,30 @@ SHARPNESS = 2.0
 
 class LabelEvidence(nn.Module):
     """Each position of the sequence says what it has for each label; the strongest say most (log-sum-exp pooling,
-    Pinheiro and Collobert, 2015). The state of the task's token adds what only the whole tells.
+    Pinheiro and Collobert, 2015). A step speaks twice, from its state and from its own token: what it shows is not lost
+    among what is around it. The state of the task's token adds what only the whole tells.
     """
 
     def __init__(self, width: int, n_labels: int, dropout: float) -> None:
         super().__init__()
-        self.positions = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, n_labels),
-        )
+        self.states = nn.Sequential(*_evidence_layers(width, n_labels, dropout))
+        self.steps = nn.Sequential(*_evidence_layers(width, n_labels, dropout))
         self.task = nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, n_labels))
 
-    def forward(self, task_state: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Task state [B, H] and states [B, T, H] to logits [B, L] and the weight [B, L, T] of each position in them."""
-        evidence = SHARPNESS * self.positions(states).masked_fill(~mask[..., None], -1e4)  # [B, T, L]
+    def forward(self, task_state: Tensor, states: Tensor, mask: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Task state [B, H], states [B, S + N, H] and their mask, step tokens [B, S, H] to logits [B, L] and the weight
+        [B, L, S + N] of each position in them.
+        """
+        own = nn.functional.pad(self.steps(steps), (0, 0, 0, states.shape[1] - steps.shape[1]))
+        evidence = SHARPNESS * (self.states(states) + own).masked_fill(~mask[..., None], -1e4)  # [B, S + N, L]
         pooled = evidence.logsumexp(dim=1) / SHARPNESS
         return pooled + self.task(task_state), evidence.softmax(dim=1).transpose(1, 2)
+
+
+def _evidence_layers(width: int, n_labels: int, dropout: float) -> list[nn.Module]:
+    return [
+        nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, n_labels)
+    ]  # fmt: skip
 
 
 class StepHead(nn.Module):

@@ -22,11 +22,12 @@ class FusionConfig(Config):
     """How a video is cut into windows."""
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """In projectors and heads."""
-    drop_vision: float = Field(0.15, ge=0.0, lt=1.0)
-    """Share of the training windows that lose their picture, so that the model copes without it."""
-    drop_audio: float = Field(0.15, ge=0.0, lt=1.0)
+    drop_vision: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the training windows that lose their picture, so that the model copes without it. Raise it where videos
+    to tag lack what those to learn from have."""
+    drop_audio: float = Field(0.05, ge=0.0, lt=1.0)
     """Share that lose their sound."""
-    drop_text: float = Field(0.15, ge=0.0, lt=1.0)
+    drop_text: float = Field(0.05, ge=0.0, lt=1.0)
     """Share that lose their text. Raise it where the text gives the labels away."""
     feature_noise: float = Field(0.05, ge=0.0, le=1.0)
     """Noise on features while training, in standard deviations of each feature."""

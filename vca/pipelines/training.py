@@ -26,8 +26,8 @@ from vca.pipelines.window_set import INDEX, WindowSet
 
 POLL_S = 0.5
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-RULES = 1
-"""Raised when the loop would make other weights of the same settings."""
+RULES = 2
+"""Raised when the loop or the model would make other weights of the same settings."""
 
 STAY = ("RAY_CHDIR_TO_TRIAL_DIR", "0")
 """Ray Train would move the workers into a folder of its own, where relative paths of models lead nowhere."""
