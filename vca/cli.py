@@ -23,6 +23,10 @@ OutputUri = Annotated[str | None, typer.Option("--output", help="Output to read;
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and what would be done.")]
 
+Retry = Annotated[
+    list[str] | None, typer.Option("--retry", metavar="CODE", help="Try quarantined files with this error code again.")
+]
+
 DEFAULT_CONFIG = "configs/local.yaml"
 FINETUNE_CONFIG = "configs/finetune.yaml"
 
@@ -38,19 +42,20 @@ def tag(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    retry: Retry = None,
 ) -> None:
     """Tag what is new or changed in an archive and publish the tables."""
     from vca.pipelines.door import run_tag
 
-    raise typer.Exit(run_tag(config, overrides or [], dry_run))
+    raise typer.Exit(run_tag(config, _with_retry(overrides, retry), dry_run))
 
 
 @app.command()
-def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None) -> None:
+def plan(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, retry: Retry = None) -> None:
     """Say what `vca tag` would do. Writes nothing."""
     from vca.pipelines.door import run_plan
 
-    raise typer.Exit(run_plan(config, overrides or []))
+    raise typer.Exit(run_plan(config, _with_retry(overrides, retry)))
 
 
 @app.command()
@@ -128,6 +133,10 @@ def demo(
     from vca.pipelines.door import make_demo
 
     raise typer.Exit(make_demo(archive, seed, clips, annotations))
+
+
+def _with_retry(overrides: list[str] | None, codes: list[str] | None) -> list[str]:
+    return [*(overrides or []), *([f"run.retry=[{', '.join(codes)}]"] if codes else [])]
 
 
 def _print_or_fail(make: Callable[[], str]) -> None:

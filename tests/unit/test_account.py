@@ -78,6 +78,17 @@ def test_the_last_attempt_is_not_repeated(tmp_path: Path) -> None:
     assert found == {"there.mp4": (2, True), "there2.mp4": (3, False)}
 
 
+def test_what_the_run_did_not_get_to_is_no_failure(tmp_path: Path) -> None:
+    """Deferred, without a code, an attempt or a quarantine row."""
+    account = make_account(tmp_path, 1)
+    account.deferred(plan_row("there.mp4", attempts=2))
+    assert account.counts()["deferred"] == 1
+    (video,) = rows(account, "videos")
+    assert (video["status"], video["error_code"], video["attempts"]) == ("deferred", None, 2)
+    assert rows(account, "quarantine") == []
+    assert account.error_counts == {}
+
+
 def test_books_that_do_not_balance_publish_nothing(tmp_path: Path) -> None:
     """An object without a state stops the run."""
     account = make_account(tmp_path, 2)

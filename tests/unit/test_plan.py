@@ -2,13 +2,13 @@
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from vca.core.errors import ConfigError
+from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import TABLES
 from vca.core.storage import StorageConfig
 from vca.media.output import Output, OutputConfig
@@ -37,18 +37,20 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def plan(self, versions: Versions = VERSIONS) -> Plan:
+    def plan(self, versions: Versions = VERSIONS, retry: tuple[ErrorCode, ...] = ()) -> Plan:
         reader = open_output(str(self.out), StorageConfig())
-        return make_plan(Archive(ArchiveConfig(uri=str(self.archive))), reader, versions, 3, self.work)
+        return make_plan(Archive(ArchiveConfig(uri=str(self.archive))), reader, versions, 3, self.work, retry)
 
-    def decisions(self, versions: Versions = VERSIONS) -> dict[str, tuple[str, str]]:
-        plan = self.plan(versions)
+    def decisions(self, versions: Versions = VERSIONS, retry: tuple[ErrorCode, ...] = ()) -> dict[str, tuple[str, str]]:
+        plan = self.plan(versions, retry)
         return {
             row["key"]: (row["action"], row["reason"]) for action in Action for row in plan.rows(action).to_pylist()
         }
 
-    def publish(self, failed: dict[str, bool] | None = None) -> None:
-        """Publish what the plan asks for; `failed` maps a key to whether it is to be retried."""
+    def publish(self, failed: dict[str, bool] | None = None, deferred: tuple[str, ...] = ()) -> None:
+        """Publish what the plan asks for; `failed` maps a key to whether it is to be retried. A run that did not get
+        to a video makes no attempt on it.
+        """
         failed = failed or {}
         self.n_runs += 1
         run_id = f"20260101T00000{self.n_runs}Z-aaaaaa"
@@ -62,6 +64,7 @@ class World:
                 "uri": row["key"],
                 "fingerprint": row["fingerprint"],
                 "status": "quarantined" if row["key"] in failed else "tagged",
+                "error_code": "decode_timeout" if row["key"] in failed else None,
                 "attempts": row["attempts"] + 1,
                 "size_bytes": row["size_bytes"],
                 "feature_set": VERSIONS.feature_set,
@@ -69,6 +72,8 @@ class World:
                 "taxonomy_version": VERSIONS.taxonomy_version,
                 "tagged_at": NOW,
             }
+            if row["key"] in deferred:
+                video |= {"status": "deferred", "attempts": row["attempts"]}
             spool.add("videos", pa.Table.from_pylist([video], schema=TABLES["videos"].schema))
             if row["key"] in failed:
                 quarantine = {
@@ -76,8 +81,8 @@ class World:
                     "stage": "read",
                     "error_code": "decode_timeout",
                     "error_message": "slow",
-                    "first_failed_at": row["first_failed_at"] or NOW,
-                    "last_failed_at": NOW,
+                    "first_failed_at": row["first_failed_at"] or NOW + timedelta(days=self.n_runs),
+                    "last_failed_at": NOW + timedelta(days=self.n_runs),
                     "will_retry": failed[row["key"]],
                 }
                 spool.add("quarantine", pa.Table.from_pylist([quarantine], schema=TABLES["quarantine"].schema))
@@ -177,6 +182,57 @@ def test_quarantine_retries_transient_failures_up_to_the_limit(world: World) -> 
     assert world.decisions()["slow.mp4"][0] == "skip", "three attempts are the limit"
     world.put("broken.mp4", b"repaired, so another fingerprint")
     assert world.decisions()["broken.mp4"] == ("decode", "changed")
+
+
+def test_a_code_that_is_retried_by_hand_comes_back_whatever_was_decided(world: World) -> None:
+    """`--retry`: after a decoder or a codec was mended, only those who know can say which failures may pass now."""
+    world.put("hopeless.mp4")
+    world.put("fine.mp4")
+    world.publish({"hopeless.mp4": False})
+    assert world.decisions()["hopeless.mp4"][0] == "skip"
+    assert world.decisions(retry=(ErrorCode.NO_FRAMES,))["hopeless.mp4"][0] == "skip"
+    asked = world.decisions(retry=(ErrorCode.NO_FRAMES, ErrorCode.DECODE_TIMEOUT))
+    assert asked == {"hopeless.mp4": ("decode", "retry asked for"), "fine.mp4": ("skip", "unchanged")}
+    (row,) = world.plan(retry=(ErrorCode.DECODE_TIMEOUT,)).rows(Action.DECODE).to_pylist()
+    assert row["attempts"] == 1
+
+
+def test_a_refused_key_stays_refused(world: World) -> None:
+    """No retry makes a key usable that cannot be opened safely."""
+    world.put("line\nbreak.mp4")
+    assert next(iter(world.decisions(retry=(ErrorCode.BAD_KEY,)).values()))[0] == "refuse"
+
+
+def test_a_night_that_did_not_come_to_a_video_is_no_attempt(world: World) -> None:
+    """Otherwise short nights would use up the attempts of a video that nobody ever tried."""
+    world.put("later.mp4")
+    world.put("now.mp4")
+    for _ in range(5):
+        world.publish(deferred=("later.mp4",))
+        assert world.decisions()["later.mp4"] == ("decode", "deferred by an earlier run")
+    world.publish()
+    assert world.decisions()["later.mp4"] == ("skip", "unchanged")
+
+
+def test_what_was_deferred_comes_first(world: World) -> None:
+    """Before larger new videos: under a deadline every night, small ones would else never have their turn."""
+    world.put("small.mp4", b"1")
+    world.put("large.mp4", b"1" * 100)
+    world.publish(deferred=("small.mp4",))
+    world.put("larger.mp4", b"1" * 1000)
+    assert world.plan().rows(Action.DECODE).column("key").to_pylist() == ["small.mp4", "larger.mp4"]
+
+
+def test_the_first_failure_is_remembered_across_a_deferred_night(world: World) -> None:
+    """Until it is tagged: a later failure of another reading begins a new history."""
+    world.put("a.mp4")
+    world.publish({"a.mp4": True})
+    world.publish(deferred=("a.mp4",))
+    (row,) = world.plan().rows(Action.DECODE).to_pylist()
+    assert (row["attempts"], row["first_failed_at"]) == (1, NOW + timedelta(days=1))
+    world.publish()
+    (row,) = world.plan(Versions("features-2", "model-1", "taxonomy-1")).rows(Action.DECODE).to_pylist()
+    assert (row["attempts"], row["first_failed_at"]) == (0, None)
 
 
 def test_a_sidecar_with_an_unreadable_name_is_not_a_sidecar(world: World) -> None:

@@ -38,15 +38,20 @@ class Account:
         self._states: Counter[Status] = Counter()
         self.error_counts: Counter[str] = Counter()
         self.damage_counts: Counter[str] = Counter()
+        self.not_reached = 0
 
     # ------------------------------------------------------------------------------------------------- outcomes
 
     def predicted(self, predictions: pa.Table, plan_rows: dict[str, dict[str, Any]]) -> None:
-        """Rows of `predict.PREDICTIONS`: tagged, partial, or nothing decodable after all."""
+        """Rows of `predict.PREDICTIONS`: tagged, partial, deferred, or nothing decodable after all."""
         keep = []
-        narrow = predictions.select(["video_id", "media", "coverage_us", "error_code", "error_message", "text"])
-        for row in narrow.to_pylist():
+        narrow = ["video_id", "deferred", "media", "coverage_us", "error_code", "error_message", "text"]
+        for row in predictions.select(narrow).to_pylist():
             plan_row = plan_rows[row["video_id"]]
+            if row["deferred"]:
+                keep.append(False)
+                self.deferred(plan_row)
+                continue
             keep.append(row["coverage_us"] > 0)
             if row["coverage_us"] == 0:
                 code = row["error_code"] or str(ErrorCode.NO_FRAMES)
@@ -99,6 +104,11 @@ class Account:
             "will_retry": transient and attempts < self.facts.max_attempts,
         }
         self.spool.add_row("quarantine", row)
+
+    def deferred(self, plan_row: dict[str, Any]) -> None:
+        """The run did not get to it. That is no attempt: a video may wait for as many nights as it takes."""
+        self._add_video(plan_row, Status.DEFERRED, {})
+        self.not_reached += 1
 
     def _is_gone(self, key: str) -> bool:
         try:
@@ -177,6 +187,8 @@ class Account:
         ]
         if waiting:
             lines.append(f"           {waiting} of the unchanged wait in quarantine for a new version of the file")
+        if self.not_reached:
+            lines.append(f"           {self.not_reached} deferred by deadline or budget; the next run starts with them")
         if self.plan.unreadable_folders:
             lines.append(f"           {self.plan.unreadable_folders} folders could not be read and were left out")
         lines.append(

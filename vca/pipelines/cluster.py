@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
 from vca.pipelines.scoring import ScoreSettings, ScoreStage
 from vca.pipelines.stages import EncodeStage, ReadSettings, ReadStage
+from vca.pipelines.watch import Watch, Work
 from vca.pipelines.window_set import WindowSettings, WindowStage
 
 QUIET = {
@@ -145,19 +147,66 @@ def work_out_slots(config: ResourcesConfig) -> Slots:
     )
 
 
-def read_and_encode(tasks: pa.Table, settings: ReadSettings, encoders: Any, slots: Slots) -> Iterator[pa.Table]:
+class RemoteWatch:
+    """A `Watch` in an actor on the driver's node: driver and workers talk to the same one, by the driver's clock."""
+
+    def __init__(self, deadline: datetime | None) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # Killed, it comes back knowing the deadline; the driver tells it again of a spent budget.
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
+        actor: Any = ray.remote(Watch)
+        self._actor = actor.options(**options).remote(deadline)
+
+    def begin(self, work: Work, may_defer: bool) -> bool:
+        import ray
+
+        return bool(ray.get(self._actor.begin.remote(work, may_defer)))
+
+    def end(self, work: Work) -> None:
+        self._actor.end.remote(work)
+
+    def spend(self) -> None:
+        self._actor.spend.remote()
+
+    def oldest(self) -> Work | None:
+        """None too where the actor does not answer: whoever asks wants to help, not to fail the run."""
+        import ray
+
+        try:
+            found: Work | None = ray.get(self._actor.oldest.remote(), timeout=10.0)
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+        return found
+
+
+def read_and_encode(
+    tasks: pa.Table, settings: ReadSettings, encoders: Any, slots: Slots, watch: RemoteWatch
+) -> Iterator[pa.Table]:
     """Stream `stages.TASKS` rows through decoding and encoding; yields `stages.ENCODED` rows as they are done."""
-    dataset = _stage(_dataset(tasks), ReadStage, [settings], min(slots.readers, len(tasks)), slots.reader_cpus, 0)
-    arguments = [encoders, settings.plan.step_us, slots.encoder_gpus]
+    size = min(slots.readers, len(tasks))
+    dataset = _stage(_dataset(tasks), ReadStage, [settings, watch], size, slots.reader_cpus, 0)
+    arguments = [encoders, settings.plan.step_us, slots.encoder_gpus, watch]
     size = min(slots.encoders, len(tasks))
     yield from _rows(_stage(dataset, EncodeStage, arguments, size, slots.encoder_cpus, slots.encoder_gpus))
 
 
-def predict(groups: pa.Table, settings: PredictSettings, slots: Slots) -> Iterator[pa.Table]:
+def predict(
+    groups: pa.Table, settings: PredictSettings, slots: Slots, watch: RemoteWatch, may_defer: bool
+) -> Iterator[pa.Table]:
     """Stream `predict.GROUPS` rows through the tagger; yields `predict.PREDICTIONS` rows."""
     size = min(slots.predictors, len(groups))
-    dataset = _dataset(groups)
-    yield from _rows(_stage(dataset, PredictStage, [settings], size, slots.predictor_cpus, slots.predictor_gpus))
+    arguments = [settings, watch, may_defer]
+    yield from _rows(
+        _stage(_dataset(groups), PredictStage, arguments, size, slots.predictor_cpus, slots.predictor_gpus)
+    )
 
 
 def cut_windows(groups: pa.Table, settings: WindowSettings, workers: int | None) -> Iterator[pa.Table]:

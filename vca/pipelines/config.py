@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vca.core.config import Config, apply_overrides, build_config, parse_yaml
-from vca.core.errors import ConfigError
+from vca.core.errors import ConfigError, ErrorCode
 from vca.core.taxonomy import Taxonomy, parse_taxonomy
 from vca.media.decode_config import DecodeConfig, SamplingConfig
 from vca.media.output import OutputConfig
@@ -16,6 +16,7 @@ from vca.media.storage import ArchiveConfig
 from vca.models.encode import EncodersConfig
 from vca.models.text import TextModelConfig
 from vca.models.zeroshot import ZeroShotConfig
+from vca.pipelines.watch import DEADLINE
 
 
 class PredictConfig(Config):
@@ -37,6 +38,16 @@ class RunConfig(Config):
     """Share of the attempted files that may end in quarantine before the exit code is 1."""
     max_attempts: int = Field(3, ge=1)
     """Runs that try the same content again after a transient failure."""
+    retry: tuple[ErrorCode, ...] = ()
+    """Codes of quarantined files that this run tries again, whatever was decided before; `vca tag --retry` sets it."""
+    deadline: str | None = None
+    """Time of day such as "06:00" (UTC) or "06:00+02:00". From then on no video is begun: what is in work is
+    finished, the rest is published as deferred, and the next run starts with it. It is the first such moment after
+    the start of the run."""
+    max_video_hours: float | None = Field(None, gt=0)
+    """Hours of video that this run decodes; the rest is deferred as by a deadline."""
+    stall_s: float = Field(600.0, gt=0)
+    """A video that a worker has not let go for so long is named in the log."""
     wave_videos: int = Field(5000, ge=1)
     """Videos probed and decoded in one go; bounds the driver's memory."""
     flush_s: float = Field(120.0, gt=0)
@@ -45,6 +56,15 @@ class RunConfig(Config):
     """Size of a part of the feature store before compression."""
     progress_s: float = Field(10.0, gt=0)
     """Seconds between two progress lines."""
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _check_deadline(cls, value: object) -> object:
+        if isinstance(value, int) and 0 <= value < 24 * 60:  # YAML reads 22:00 without quotes to the base of 60
+            value = f"{value // 60:02d}:{value % 60:02d}"
+        if value is not None and not (isinstance(value, str) and DEADLINE.fullmatch(value)):
+            raise ValueError('write it as "HH:MM", "HH:MMZ" or "HH:MM+02:00"')
+        return value
 
 
 class RayConfig(Config):
@@ -117,7 +137,7 @@ class TagConfig(Config):
     predict: PredictConfig = PredictConfig()
     """How features become tags. A change tags again from the stored features, without decoding."""
     run: RunConfig = RunConfig()
-    """Batch sizes, retries and the failure budget."""
+    """Batch sizes, retries, the failure budget, and how long a run may go on."""
     ray: RayConfig = RayConfig()
     """Which Ray cluster does the work."""
     resources: ResourcesConfig = ResourcesConfig()

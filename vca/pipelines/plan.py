@@ -101,9 +101,14 @@ class Plan:
 
 
 def make_plan(
-    archive: Archive | StoredArchive, published: OutputReader, versions: Versions, max_attempts: int, work_dir: Path
+    archive: Archive | StoredArchive,
+    published: OutputReader,
+    versions: Versions,
+    max_attempts: int,
+    work_dir: Path,
+    retry: Sequence[ErrorCode] = (),
 ) -> Plan:
-    """List the archive and decide what to do with every object.
+    """List the archive and decide what to do with every object. Failures with a code in `retry` are tried again.
 
     Raises `ConfigError` for an archive without a single media object: an unmounted disk or a wrong prefix must not
     mark a whole archive as gone.
@@ -127,7 +132,8 @@ def make_plan(
         connection.execute("CREATE TABLE unreadable (prefix VARCHAR)")
         connection.executemany("INSERT INTO unreadable VALUES (?)", [[p] for p in archive.unreadable or [""]])
         connection.from_parquet(str(work_dir / "current.parquet")).create_view("current")
-        decided = connection.sql(_DECIDE, params=versions.as_dict() | {"max_attempts": max_attempts, "stored": stored})
+        more = {"max_attempts": max_attempts, "stored": stored, "retry": [str(code) for code in retry]}
+        decided = connection.sql(_DECIDE, params=versions.as_dict() | more)
         with pq.ParquetWriter(target, PLAN) as writer:
             for batch in decided.to_arrow_reader(BATCH_ROWS):
                 writer.write_table(pa.Table.from_batches([batch]).cast(PLAN))
@@ -253,18 +259,29 @@ def _register_published(connection: duckdb.DuckDBPyConnection, published: Output
     connection.execute(
         """
         CREATE VIEW prior AS
-        SELECT v.video_id, v.key, v.fingerprint, v.status, v.attempts, v.feature_set, v.model_version,
-               v.taxonomy_version, v.size_bytes, q.will_retry, q.first_failed_at,
+        WITH tagged AS (
+            SELECT video_id, max(run_id) AS run_id FROM all_videos
+            WHERE status IN ('tagged', 'partial') GROUP BY video_id
+        ), failures AS (  -- since it was last tagged: a night that deferred it does not end a row of failures
+            SELECT q.video_id, q.fingerprint, min(q.first_failed_at) AS first_failed_at
+            FROM all_quarantine q LEFT JOIN tagged t USING (video_id)
+            WHERE t.run_id IS NULL OR q.run_id > t.run_id GROUP BY ALL
+        )
+        SELECT v.video_id, v.key, v.fingerprint, v.status, v.error_code, v.attempts, v.feature_set, v.model_version,
+               v.taxonomy_version, v.size_bytes, q.will_retry, f.first_failed_at,
                EXISTS (SELECT 1 FROM videos t WHERE t.video_id = v.video_id AND t.fingerprint = v.fingerprint
                        AND t.status IN ('tagged', 'partial')) AS has_tags
         FROM (SELECT * FROM all_videos QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY run_id DESC) = 1) v
         LEFT JOIN all_quarantine q ON q.video_id = v.video_id AND q.run_id = v.run_id
+        LEFT JOIN failures f ON f.video_id = v.video_id AND f.fingerprint = v.fingerprint
         """
     )
 
 
 _REFUSED = str(ErrorCode.BAD_KEY)
 WAITING = "in quarantine until the file changes"
+DEFERRED = "deferred by an earlier run"
+RETRY_ASKED = "retry asked for"
 _NOT_KNOWN_BEFORE = {(str(Action.DECODE), "new"), (str(Action.REFUSE), _REFUSED)}
 _DECIDE = f"""
 WITH decided AS (
@@ -281,11 +298,13 @@ WITH decided AS (
                 CASE WHEN c.plain THEN ['{Action.DECODE}', 'new'] ELSE ['{Action.REFUSE}', '{_REFUSED}'] END
             WHEN p.fingerprint <> c.fingerprint THEN
                 CASE WHEN c.plain THEN ['{Action.DECODE}', 'changed'] ELSE ['{Action.REFUSE}', '{_REFUSED}'] END
+            WHEN p.status IN ('{Status.QUARANTINED}', '{Status.DEFERRED}', '{Status.PARTIAL}') AND c.plain
+                 AND list_contains($retry, p.error_code) THEN ['{Action.DECODE}', '{RETRY_ASKED}']
             WHEN p.status = '{Status.QUARANTINED}' THEN
                 CASE WHEN p.will_retry AND p.attempts < $max_attempts THEN ['{Action.DECODE}', 'retry after a failure']
                      ELSE ['{Action.SKIP}', '{WAITING}'] END
             WHEN p.status = '{Status.DEFERRED}' THEN
-                CASE WHEN p.attempts < $max_attempts THEN ['{Action.DECODE}', 'deferred by an earlier run']
+                CASE WHEN p.attempts < $max_attempts THEN ['{Action.DECODE}', '{DEFERRED}']
                      ELSE ['{Action.SKIP}', 'keeps its older tags: {WAITING}'] END
             WHEN p.feature_set <> $feature_set THEN ['{Action.DECODE}', 'other features wanted']
             WHEN p.model_version <> $model_version THEN ['{Action.RETAG}', 'tagged by another model']
@@ -294,8 +313,8 @@ WITH decided AS (
         END AS decision,
         CASE WHEN p.fingerprint = c.fingerprint AND p.status IN ('{Status.QUARANTINED}', '{Status.DEFERRED}')
              THEN p.attempts ELSE 0 END AS attempts,
-        CASE WHEN p.fingerprint = c.fingerprint AND p.status = '{Status.QUARANTINED}' THEN p.first_failed_at END
-            AS first_failed_at,
+        CASE WHEN p.fingerprint = c.fingerprint AND p.status IN ('{Status.QUARANTINED}', '{Status.DEFERRED}')
+             THEN p.first_failed_at END AS first_failed_at,
         coalesce(p.fingerprint = c.fingerprint AND p.has_tags, false) AS has_tags
     FROM current c FULL OUTER JOIN prior p ON c.video_id = p.video_id
     WHERE c.video_id IS NOT NULL OR (p.status <> '{Status.GONE}' AND NOT EXISTS (
@@ -306,6 +325,7 @@ SELECT video_id, key, size_bytes, version, fingerprint, sidecars,
        CASE WHEN $stored AND decision[1] = '{Action.DECODE}' THEN '{Action.RETAG}' ELSE decision[1] END AS action,
        decision[2] AS reason,
        CAST(attempts AS INTEGER) AS attempts, first_failed_at, has_tags
-FROM decided ORDER BY size_bytes DESC, key
+FROM decided ORDER BY reason = '{DEFERRED}' DESC, size_bytes DESC, key
 """  # noqa: S608  only constants of this program are pasted in
-"""Largest first: the longest work starts earliest, so no straggler holds up the end of a run."""
+"""What an earlier run left first, or a short night would never come to it. Then the largest: the longest work starts
+earliest, so no straggler holds up the end of a run."""

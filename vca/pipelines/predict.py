@@ -26,6 +26,7 @@ from vca.models.vision import VisionConfig, image_text_tower, vision_definition
 from vca.models.zeroshot import ALGORITHM, ZeroShotConfig, ZeroShotTagger, zeroshot_version
 from vca.pipelines.features import Dims, FeatureStore, join_segments
 from vca.pipelines.model_store import local_folder
+from vca.pipelines.watch import Told, work_here
 
 VIDEO = pa.struct([("video_id", pa.string()), ("fingerprint", pa.string()), ("n_segments", pa.int32())])
 GROUPS = pa.schema([pa.field("parts", pa.list_(pa.string())), pa.field("videos", pa.list_(VIDEO))])
@@ -117,6 +118,7 @@ PREDICTIONS = pa.schema(
         pa.field("video_id", pa.string()),
         pa.field("key", pa.string()),
         pa.field("fingerprint", pa.string()),
+        pa.field("deferred", pa.bool_()),  # not tagged: the deadline is over
         pa.field("media", MEDIA_INFO),
         pa.field("coverage_us", pa.int64()),
         pa.field("error_code", pa.string()),
@@ -166,11 +168,15 @@ def hide_gpus() -> None:
 
 
 class PredictStage:
-    """Reads the features of a group of videos and tags each of them."""
+    """Reads the features of a group of videos and tags each of them.
 
-    def __init__(self, settings: PredictSettings) -> None:
+    What this run has decoded is tagged whatever the time (`may_defer` false); tagging stored videos again can wait.
+    """
+
+    def __init__(self, settings: PredictSettings, watch: Told, may_defer: bool) -> None:
         if settings.gpus == 0:
             hide_gpus()
+        self._watch, self._may_defer = watch, may_defer
         self._store = FeatureStore(settings.output, settings.feature_set)
         text_model = TextModel(settings.text_model, "predict.text_model")
         image_text = image_text_tower(settings.vision)
@@ -184,10 +190,17 @@ class PredictStage:
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
         for rows in stored_videos(self._store, groups):
+            first = rows.select(["video_id", "key", "fingerprint"]).slice(0, 1).to_pylist()[0]
+            work = work_here("tag", first["key"], None)
+            if not self._watch.begin(work, self._may_defer):
+                yield pa.Table.from_pylist([first | {"deferred": True}], schema=PREDICTIONS)
+                continue
             try:
                 row = self._predict(rows)
             except Exception as error:
                 raise RuntimeError(f"video {rows.column('video_id')[0]}: {error!r}") from error
+            finally:
+                self._watch.end(work)
             yield pa.Table.from_pylist([row], schema=PREDICTIONS)
 
     def _predict(self, rows: pa.Table) -> dict[str, Any]:
@@ -233,6 +246,7 @@ def _video_columns(video: VideoFeatures, rows: pa.Table) -> dict[str, Any]:
         "video_id": video.video_id,
         "key": video.key,
         "fingerprint": segments[0]["fingerprint"],
+        "deferred": False,
         "media": segments[0]["media"],
         "coverage_us": sum(s["coverage_us"] for s in segments),
         "error_code": note["error_code"],

@@ -37,13 +37,14 @@ from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.chosen_model import ChosenModel, choose_model, place_model
 from vca.pipelines.config import TagConfig, read_taxonomy
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
-from vca.pipelines.plan import Action, Plan, Versions, make_plan
+from vca.pipelines.plan import RETRY_ASKED, Action, Plan, Versions, make_plan
 from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
-from vca.pipelines.progress import Progress
+from vca.pipelines.progress import Progress, hours
 from vca.pipelines.publish import Spool, publish, recover, stage_tables
 from vca.pipelines.stages import TASKS, ReadSettings
 from vca.pipelines.stored_archive import StoredArchive
 from vca.pipelines.tracking import Tracker
+from vca.pipelines.watch import Watchdog, next_deadline
 from vca.tables.manifest import OutputReader, open_output
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Job:
         )
 
     def plan(self, work_dir: Path) -> Plan:
-        return make_plan(self.archive, self.published, self.versions, self.config.run.max_attempts, work_dir)
+        run = self.config.run
+        return make_plan(self.archive, self.published, self.versions, run.max_attempts, work_dir, run.retry)
 
 
 def prepare(config: TagConfig) -> Job:
@@ -179,14 +181,19 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
             if current is not None and run_id <= current.run_id:
                 raise ConfigError(f"the clock says {started_at:%F %T} UTC, before run {current.run_id}; set the clock")
             say(f"run {run_id}\nmodel {job.chosen.note}\n{plan.describe()}")
+            deadline = None
+            if config.run.deadline is not None:
+                deadline = next_deadline(config.run.deadline, started_at)
+                say(f"deadline {deadline:%F %R} UTC, in {hours((deadline - started_at).total_seconds())}")
             tracker = Tracker(config.tracking, run_id)
             tracker.parameters(config.model_dump(mode="json"))
             facts = RunFacts(run_id, started_at, job.versions, config.step_us, config.run.max_attempts)
             account = Account(facts, plan, job.archive, Spool(work_dir))
             run = _Run(job, slots, account, tracker, say, parent=current.run_id if current else None)
             try:
-                run.read_and_encode()
-                run.predict()
+                with run.watched(deadline):
+                    run.read_and_encode()
+                    run.predict()
                 return run.publish(work_dir, started)
             except BaseException as error:
                 tracker.fail(type(error).__name__)
@@ -237,8 +244,22 @@ class _Run:
         self.retag = {row["video_id"]: row for row in account.plan.rows(Action.RETAG).to_pylist()}
         self.ready: dict[str, StoredVideo] = {}
         self.failures: dict[str, dict[str, Any]] = {}  # video_id -> ENCODED row of its first failure
+        self.deferred: set[str] = set()  # videos of which at least a segment was not read
+        self.watch: cluster.RemoteWatch | None = None
         self.decoded_us = 0
         self.worker_s = {"read": 0.0, "encode": 0.0}
+
+    @contextmanager
+    def watched(self, deadline: datetime | None) -> Iterator[None]:
+        """Have the workers watched, and what holds them up named, for the length of the block."""
+        if self.slots is None:
+            yield
+            return
+        self.watch = cluster.RemoteWatch(deadline)
+        run = self.job.config.run
+        every_s = min(run.progress_s, run.stall_s)
+        with Watchdog(self.watch.oldest, run.stall_s, every_s, lambda line: log.warning("%s", line)):
+            yield
 
     def read_and_encode(self) -> None:
         """Decode what the store does not hold yet, in waves, and store the features as they come."""
@@ -246,7 +267,7 @@ class _Run:
         if not wanted:
             return
         run = self.job.config.run
-        index = self.store.index(wanted)
+        index = self._without_retried(self.store.index(wanted))
         stored = {(r["video_id"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
         self.ready = complete_videos(index)
         if isinstance(self.job.archive, StoredArchive):
@@ -261,8 +282,13 @@ class _Run:
         try:
             for first in range(0, len(tasks), run.wave_videos):
                 wave = [row | {"media": None, "segment_index": None} for row in tasks[first : first + run.wave_videos]]
-                while wave:
+                while wave and not self.deferred:
                     wave = self._read_wave(wave, writer, progress, stored)
+                if (
+                    self.deferred
+                ):  # it is late, or the budget is spent: no use in asking a worker about each of the rest
+                    self.deferred |= {row["video_id"] for row in (*wave, *tasks[first + run.wave_videos :])}
+                    break
         finally:
             writer.flush()  # whatever ends the run, what is decoded stays decoded
         progress.close()
@@ -273,11 +299,14 @@ class _Run:
     ) -> list[dict[str, Any]]:
         """Run one wave of tasks; returns the segments of long videos that it found out about."""
         assert self.slots is not None, "tasks without a cluster"
+        assert self.watch is not None, "tasks outside `watched`"
+        max_hours = self.job.config.run.max_video_hours
         segments: list[dict[str, Any]] = []
         left = Counter(task["video_id"] for task in wave)
         by_id = {task["video_id"]: task for task in wave}
         table = pa.Table.from_pylist([{n: t[n] for n in TASKS.names} for t in wave], schema=TASKS)
-        for rows in cluster.read_and_encode(table, self.job.read_settings, self.job.config.encoders, self.slots):
+        encoders = self.job.config.encoders
+        for rows in cluster.read_and_encode(table, self.job.read_settings, encoders, self.slots, self.watch):
             self._store(rows, writer)
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
                 video_id, task = row["video_id"], by_id[row["video_id"]]
@@ -290,10 +319,15 @@ class _Run:
                     segments += [task | {"media": row["media"], "segment_index": i} for i in todo]
                     progress.add(videos=0, size_bytes=task["size_bytes"] * (n_segments - len(todo)) // n_segments)
                     continue
+                if row["outcome"] == "deferred":
+                    self.deferred.add(video_id)
+                    continue
                 first_failure = row["outcome"] == "failed" and video_id not in self.failures
                 if first_failure:
                     self.failures[video_id] = row
                 self.decoded_us += row["coverage_us"] or 0
+                if max_hours is not None and us_to_seconds(self.decoded_us) >= 3600 * max_hours:
+                    self.watch.spend()
                 progress.add(
                     videos=int(left[video_id] == 0),
                     size_bytes=task["size_bytes"] // n_segments,
@@ -301,6 +335,11 @@ class _Run:
                     failed=int(first_failure),
                 )
         return segments
+
+    def _without_retried(self, index: pa.Table) -> pa.Table:
+        """What is stored of a video that somebody wants read again is what the failure left."""
+        retried = [v for v, row in self.decode.items() if row["reason"] == RETRY_ASKED]
+        return index.filter(pc.invert(pc.is_in(index.column("video_id"), pa.array(retried, pa.string()))))
 
     def _store(self, rows: pa.Table, writer: FeatureWriter) -> None:
         good = rows.filter(pc.equal(rows.column("outcome"), "read"))
@@ -314,18 +353,27 @@ class _Run:
     def predict(self) -> None:
         """Tag every complete video of this run from the feature store and put every object into the books."""
         plan_rows = self.decode | self.retag
-        videos = {v: stored for v, stored in self.ready.items() if v not in self.failures}
-        if videos:
+        videos = {v: s for v, s in self.ready.items() if v not in self.failures and v not in self.deferred}
+        # What was decoded is tagged even when it is late: that is short, and finishes what was begun.
+        finish = {v: stored for v, stored in videos.items() if v in self.decode}
+        again = {v: stored for v, stored in videos.items() if v not in self.decode}
+        progress = Progress("tag", len(videos), 0, self.job.config.run.progress_s, self._show)
+        for stored_videos, may_defer in ((finish, False), (again, True)):
+            if not stored_videos:
+                continue
             assert self.slots is not None, "videos to tag without a cluster"
-            progress = Progress("tag", len(videos), 0, self.job.config.run.progress_s, self._show)
-            for predictions in cluster.predict(group_by_part(videos), self.job.predict_settings, self.slots):
+            assert self.watch is not None, "videos to tag outside `watched`"
+            groups, settings = group_by_part(stored_videos), self.job.predict_settings
+            for predictions in cluster.predict(groups, settings, self.slots, self.watch, may_defer):
                 self.account.predicted(predictions, plan_rows)
                 progress.add(videos=len(predictions))
-            progress.close()
+        progress.close()
         for video_id, plan_row in plan_rows.items():
             if video_id in self.failures:
                 row = self.failures[video_id]
                 self.account.failed(plan_row, row["stage"], row["error_code"], row["error_message"], row["media"])
+            elif video_id in self.deferred:
+                self.account.deferred(plan_row)
             elif video_id not in videos:
                 message = "the feature store does not hold all segments of this video"
                 self.account.failed(plan_row, "read", str(ErrorCode.STORAGE_ERROR), message, None)
@@ -336,7 +384,7 @@ class _Run:
         account, output = self.account, self.job.output
         facts, versions = account.facts, account.facts.versions.as_dict()
         counts = account.counts()
-        attempted = len(self.decode) + account.plan.count(Action.REFUSE)
+        attempted = len(self.decode) + account.plan.count(Action.REFUSE) - len(self.deferred)
         over = counts["quarantined"] > self.job.config.run.failure_budget * attempted
         wall_s = time.monotonic() - started
         more = {"code_version": code_version(), "mlflow_run_id": self.tracker.run_id}

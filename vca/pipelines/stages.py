@@ -28,6 +28,7 @@ from vca.models.encode import EncodersConfig, SegmentEncoder
 from vca.pipelines.features import encode_steps
 from vca.pipelines.plan import SIDECAR
 from vca.pipelines.predict import hide_gpus
+from vca.pipelines.watch import Told, work_here
 
 TASKS = pa.schema(
     [
@@ -45,7 +46,7 @@ TASKS = pa.schema(
 """What to read: a video not probed yet (`media` null), or one segment of a probed one."""
 
 _OUTCOME = [
-    pa.field("outcome", pa.string()),  # "read", "probed" (more segments to come) or "failed"
+    pa.field("outcome", pa.string()),  # "read", "probed" (more segments to come), "failed" or "deferred"
     pa.field("stage", pa.string()),
     pa.field("transient", pa.bool_()),
     pa.field("read_s", pa.float64()),
@@ -87,8 +88,9 @@ class ReadSettings:
 class ReadStage:
     """Reads one task at a time in its own decoding child. A short video is probed and read in one opening."""
 
-    def __init__(self, settings: ReadSettings) -> None:
+    def __init__(self, settings: ReadSettings, watch: Told) -> None:
         self._settings = settings
+        self._watch = watch
         self._archive = settings.archive
         self._archive.check()  # a node without the mount must not report its videos as missing
         self._decoder = DecoderProcess(settings.decode)
@@ -96,18 +98,27 @@ class ReadStage:
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
             started = time.monotonic()
+            work = work_here("read", task["key"], task["segment_index"])
+            if not self._watch.begin(work, may_defer=True):
+                yield pa.Table.from_pylist([self._empty_row(task) | {"outcome": "deferred"}], schema=READ)
+                continue
             try:
                 row, segment = self._read(task)
             except Exception as error:
                 raise RuntimeError(f"{task['key']} segment {task['segment_index']}: {error!r}") from error
+            finally:
+                self._watch.end(work)
             row["read_s"] = time.monotonic() - started
             table = pa.Table.from_pylist([row], schema=READ)
             yield table if segment is None else _with_arrays(table, segment)
 
+    def _empty_row(self, task: dict[str, Any]) -> dict[str, Any]:
+        row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
+        return row | {"step_us": self._settings.plan.step_us, "text": [], "shots": [], "coverage_us": 0}
+
     def _read(self, task: dict[str, Any]) -> tuple[dict[str, Any], Segment | None]:
         """The narrow columns of a `READ` row, and the decoded arrays where there are any."""
-        row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
-        row |= {"step_us": self._settings.plan.step_us, "text": [], "shots": [], "coverage_us": 0}
+        row = self._empty_row(task)
         info = None if task["media"] is None else MediaInfo.from_row(task["media"])
         stage = "probe" if info is None else "read"
         try:
@@ -213,19 +224,25 @@ def _bytes_cell(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 class EncodeStage:
     """Turns decoded segments into rows of the feature store. Rows without arrays pass through."""
 
-    def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float) -> None:
+    def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float, watch: Told) -> None:
         if gpus == 0:
             hide_gpus()
+        self._watch = watch
         self._encoder = SegmentEncoder(encoders, step_us)
 
     def __call__(self, segments: pa.Table) -> Iterator[pa.Table]:
         for position in range(len(segments)):
             segment = segments.slice(position, 1)
+            where = segment.select(["key", "segment_index"]).to_pylist()[0]
+            work = work_here("encode", where["key"], where["segment_index"])
+            self._watch.begin(work, may_defer=False)
             try:
-                yield self._encode(segment)
+                row = self._encode(segment)
             except Exception as error:
-                where = segment.select(["key", "segment_index"]).to_pylist()[0]
                 raise RuntimeError(f"{where['key']} segment {where['segment_index']}: {error!r}") from error
+            finally:
+                self._watch.end(work)
+            yield row
 
     def _encode(self, segment: pa.Table) -> pa.Table:
         started = time.monotonic()
