@@ -14,7 +14,7 @@ _STATES = {
     Status.PARTIAL: "tagged as far as it could be decoded; `coverage_s` says how much",
     Status.UNCHANGED: "content, features, model and taxonomy are those of an earlier run: no new row",
     Status.QUARANTINED: "could not be tagged; `error_code` says why",
-    Status.DEFERRED: "not read in this run; its older tags stay in force and the next run tries again",
+    Status.DEFERRED: "not reached (no `error_code`), or not readable this time; older tags stay, the next run tries",
     Status.GONE: "deleted from the archive",
 }
 assert set(_STATES) == set(Status)
