@@ -47,19 +47,19 @@ def test_a_deadline_ends_the_run_gently(
 
     def hold_until_late() -> None:
         held = wait_for(DecoderAtWork(os.getpid(), Path(job.archive) / TARGET).caught, f"a decoder that reads {TARGET}")
-        wait_for(lambda: "held up: read" in caplog.text, "the watchdog", 30.0)
+        wait_for(lambda: "held up: read" in caplog.text, "the watchdog", 60.0)
         time.sleep(max(0.0, (deadline - datetime.now(UTC)).total_seconds()))
         held.resume()
 
     def soon(text: str, now: datetime) -> datetime:
         nonlocal deadline
         assert text == "06:00"
-        deadline = now + timedelta(seconds=25)
+        deadline = now + timedelta(seconds=60)
         return deadline
 
     monkeypatch.setattr(run, "next_deadline", soon)
     with caplog.at_level(logging.WARNING), meanwhile(hold_until_late):
-        assert job.tag('run.deadline="06:00"', "run.stall_s=3") == run.EXIT_OK, job.text
+        assert job.tag('run.deadline="06:00"', "run.stall_s=3", "decode.wall_limit_s=300") == run.EXIT_OK, job.text
     assert f"held up: read of '{TARGET}'" in caplog.text
     assert states(job) == {"tagged": 1, "unchanged": 0, "quarantined": 0, "deferred": 2}, job.text
     assert job.query("SELECT key FROM videos WHERE status = 'tagged'") == [{"key": TARGET}]

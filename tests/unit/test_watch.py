@@ -47,9 +47,11 @@ def test_nothing_that_can_wait_is_begun_after_the_deadline() -> None:
 
 def test_a_spent_budget_stops_reading_only() -> None:
     """Tagging stored videos again decodes nothing."""
-    watch = Watch()
+    watch = Watch(budget_us=1000)
     assert watch.begin(READ, may_defer=True)
-    watch.spend()
+    watch.end(READ, decoded_us=999)
+    assert watch.begin(READ, may_defer=True)
+    watch.end(READ, decoded_us=1)
     assert not watch.begin(READ, may_defer=True)
     assert watch.begin(TAG, may_defer=True)
 

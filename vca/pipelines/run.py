@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import secrets
 import shlex
 import shutil
@@ -255,8 +256,9 @@ class _Run:
         if self.slots is None:
             yield
             return
-        self.watch = cluster.RemoteWatch(deadline)
         run = self.job.config.run
+        budget_us = math.inf if run.max_video_hours is None else run.max_video_hours * 3600e6
+        self.watch = cluster.RemoteWatch(deadline, budget_us)
         every_s = min(run.progress_s, run.stall_s)
         with Watchdog(self.watch.oldest, run.stall_s, every_s, lambda line: log.warning("%s", line)):
             yield
@@ -300,7 +302,6 @@ class _Run:
         """Run one wave of tasks; returns the segments of long videos that it found out about."""
         assert self.slots is not None, "tasks without a cluster"
         assert self.watch is not None, "tasks outside `watched`"
-        max_hours = self.job.config.run.max_video_hours
         segments: list[dict[str, Any]] = []
         left = Counter(task["video_id"] for task in wave)
         by_id = {task["video_id"]: task for task in wave}
@@ -326,8 +327,6 @@ class _Run:
                 if first_failure:
                     self.failures[video_id] = row
                 self.decoded_us += row["coverage_us"] or 0
-                if max_hours is not None and us_to_seconds(self.decoded_us) >= 3600 * max_hours:
-                    self.watch.spend()
                 progress.add(
                     videos=int(left[video_id] == 0),
                     size_bytes=task["size_bytes"] // n_segments,

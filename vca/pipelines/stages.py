@@ -102,12 +102,14 @@ class ReadStage:
             if not self._watch.begin(work, may_defer=True):
                 yield pa.Table.from_pylist([self._empty_row(task) | {"outcome": "deferred"}], schema=READ)
                 continue
+            decoded_us = 0
             try:
                 row, segment = self._read(task)
+                decoded_us = row["coverage_us"]
             except Exception as error:
                 raise RuntimeError(f"{task['key']} segment {task['segment_index']}: {error!r}") from error
             finally:
-                self._watch.end(work)
+                self._watch.end(work, decoded_us)
             row["read_s"] = time.monotonic() - started
             table = pa.Table.from_pylist([row], schema=READ)
             yield table if segment is None else _with_arrays(table, segment)

@@ -4,6 +4,7 @@ Workers tell a `Watch` when they begin and end a piece of work. Through it the r
 and a person learns which video holds it up.
 """
 
+import math
 import re
 import socket
 import threading
@@ -47,7 +48,7 @@ class Told(Protocol):
 
     def begin(self, work: Work, may_defer: bool) -> bool: ...
 
-    def end(self, work: Work) -> None: ...
+    def end(self, work: Work, decoded_us: int = 0) -> None: ...
 
 
 def work_here(stage: str, key: str, segment_index: int | None) -> Work:
@@ -57,27 +58,23 @@ def work_here(stage: str, key: str, segment_index: int | None) -> Work:
 
 class Watch:
     """`begin` says whether the work may be done: what may be deferred is not begun after the deadline, and nothing is
-    read once the budget is spent. Work of a killed worker is begun again by another one under the same name.
+    read once `budget_us` of video are decoded. Work of a killed worker is begun again by another one under its name.
     """
 
-    def __init__(self, deadline: datetime | None = None) -> None:
-        self._deadline = deadline
-        self._spent = False
+    def __init__(self, deadline: datetime | None = None, budget_us: float = math.inf) -> None:
+        self._deadline, self._left_us = deadline, budget_us
         self._begun: dict[tuple[str, str, int | None], tuple[Work, float]] = {}
 
     def begin(self, work: Work, may_defer: bool) -> bool:
         late = self._deadline is not None and datetime.now(UTC) >= self._deadline
-        if may_defer and (late or (work.stage == "read" and self._spent)):
+        if may_defer and (late or (work.stage == "read" and self._left_us <= 0)):
             return False
         self._begun[work.stage, work.key, work.segment_index] = (work, time.monotonic())
         return True
 
-    def end(self, work: Work) -> None:
+    def end(self, work: Work, decoded_us: int = 0) -> None:
         self._begun.pop((work.stage, work.key, work.segment_index), None)
-
-    def spend(self) -> None:
-        """The budget is spent: nothing more is read."""
-        self._spent = True
+        self._left_us -= decoded_us
 
     def oldest(self) -> Work | None:
         """What has been going on for longest."""
