@@ -6,8 +6,10 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +18,7 @@ from pydantic import field_validator
 from vca.core.config import Config
 from vca.core.errors import ConfigError, ErrorCode, MediaError
 from vca.core.storage import StorageConfig, is_s3
-from vca.media.s3 import S3Location, preflight_error, storage_error, storage_exceptions
+from vca.media.s3 import ConditionsUnknownError, S3Location, preflight_error, storage_error, storage_exceptions
 from vca.media.storage import normalise_uri
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,15 @@ class OutputConfig(Config):
         return normalise_uri(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in the output. `path` is relative to it."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
+
+
 class Output:
     """Files below one root, named by relative paths with `/`. Cheap to make and to pickle.
 
@@ -53,6 +64,11 @@ class Output:
         self._s3 = S3Location(uri, config.storage) if is_s3(uri) else None
         self.root: str = self._s3.root if self._s3 is not None else uri
         """Root of all paths in `filesystem`, without a slash at the end."""
+
+    @property
+    def s3(self) -> S3Location | None:
+        """The place in the bucket, for what only object storage has; None for a folder."""
+        return self._s3
 
     @property
     def filesystem(self) -> Any:
@@ -136,6 +152,33 @@ class Output:
         with self.open_write(relative) as file:
             file.write(data)
 
+    def version(self, relative: str) -> str | None:
+        """What `write_bytes_if` compares. None where there is no such file, and for a folder on a disk."""
+        if self._s3 is None:
+            return None
+        with self.errors(relative):
+            return self._s3.etag(self._relative(relative))
+
+    def write_bytes_if(self, relative: str, data: bytes, version: str | None) -> bool:
+        """Replace a file in one step unless it is another one than `version` by now; returns whether it was replaced.
+
+        On a disk, and on servers without conditional writes, it is always replaced.
+        """
+        if self._s3 is None:
+            self.write_bytes(relative, data)
+            return True
+        key = self._relative(relative)
+        with self.errors(relative):
+            try:
+                if self._s3.put_if(key, data, version) is not None:
+                    return True
+            except ConditionsUnknownError:
+                self._s3.call("put_object", Key=self._s3.prefix + key, Body=data)
+                return True
+            # botocore repeats a request whose answer got lost: then it is our own first try that stands in the way.
+            there = self._s3.stored(key, len(data) + 1)
+            return there is not None and there.data == data
+
     def read_bytes(self, relative: str) -> bytes:
         with self.errors(relative):
             if self._s3 is None:
@@ -167,6 +210,22 @@ class Output:
         with self.errors(folder):
             depth = len(folder) + 1
             return tuple(sorted({name[depth:].split("/")[0] for name in self._walk(folder) if "/" in name[depth:]}))
+
+    def entries(self, relative: str) -> Iterator[Entry]:
+        """All files below a folder with size and time of change, unfinished ones included, in no order."""
+        folder = self._relative(relative)
+        with self.errors(folder):
+            if self._s3 is not None:
+                for page in self._s3.pages(folder + "/"):
+                    for found in page:
+                        name = found["Key"][len(self._s3.prefix) :]
+                        if not name.endswith("/"):
+                            yield Entry(name, int(found["Size"]), found["LastModified"])
+                return
+            for name in self._walk(folder):
+                with suppress(FileNotFoundError):  # gone since it was listed
+                    status = (Path(self.root) / name).lstat()
+                    yield Entry(name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def _walk(self, folder: str) -> Iterator[str]:
         if self._s3 is not None:
@@ -239,6 +298,27 @@ class Output:
             else:
                 self._local(relative).unlink(missing_ok=True)
 
+    def delete_files(self, relatives: Iterable[str]) -> None:
+        """Delete files in this order; it is fine if some are not there. Folders on a disk that become empty go too."""
+        if self._s3 is not None:
+            names = list(relatives)
+            for first in range(0, len(names), DELETE_BATCH):
+                with self.errors(names[first]):
+                    self._delete_keys([self._key(name) for name in names[first : first + DELETE_BATCH]])
+            return
+        for relative in relatives:
+            self.delete(relative)
+            with suppress(OSError):  # not empty yet
+                for folder in self._local(relative).relative_to(self.root).parents[:-2]:
+                    (Path(self.root) / folder).rmdir()
+
+    def _delete_keys(self, keys: Sequence[str]) -> None:
+        assert self._s3 is not None
+        assert len(keys) <= DELETE_BATCH
+        answer = self._s3.call("delete_objects", Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+        if answer.get("Errors"):
+            raise PermissionError(f"{len(answer['Errors'])} objects could not be deleted")
+
     def delete_tree(self, relative: str) -> None:
         """Delete everything below a folder; it is fine if there is none. The root itself is refused."""
         folder = self._relative(relative)
@@ -250,11 +330,7 @@ class Output:
                 return
             for page in self._s3.pages(folder + "/"):
                 if page:
-                    names = [{"Key": entry["Key"]} for entry in page]
-                    assert len(names) <= DELETE_BATCH
-                    answer = self._s3.call("delete_objects", Delete={"Objects": names, "Quiet": True})
-                    if answer.get("Errors"):
-                        raise PermissionError(f"{len(answer['Errors'])} objects could not be deleted")
+                    self._delete_keys([entry["Key"] for entry in page])
 
     def _key(self, relative: str) -> str:
         assert self._s3 is not None

@@ -12,6 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from vca.core.errors import ConfigError, ErrorCode, MediaError
@@ -28,6 +31,9 @@ _DENIED = """
 DENIED = frozenset(_DENIED.split())
 TIMEOUT = frozenset({"RequestTimeout", "RequestTimeoutException", "GatewayTimeout", "408", "504"})
 REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"})
+
+UNMET = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"})
+"""Answers to a conditional write whose condition does not hold, or to the slower of two at the same moment."""
 
 SERVER_CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -122,6 +128,14 @@ def _server_code(error: BaseException) -> str | None:
     return None
 
 
+def _http_status(error: BaseException) -> int | None:
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, Mapping):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return None
+
+
 @contextmanager
 def storage_errors(key: str) -> Iterator[None]:
     """Turn expected storage failures inside the block into `MediaError`; everything else passes."""
@@ -161,6 +175,20 @@ def preflight_error(error: BaseException, section: str, uri: str, storage: Stora
     if server_code is None:
         return ConfigError(f"{where}: {reason} at {server}; check {settings}.endpoint_url and the network")
     return ConfigError(f"{where}: {reason} from {server}; check the server and {settings}.endpoint_url")
+
+
+class ConditionsUnknownError(OSError):
+    """The server has no conditional writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A small object as it was read."""
+
+    data: bytes
+    etag: str
+    age_s: float
+    """Since it was written. Both times are the server's: clocks of two machines need not agree."""
 
 
 class S3Location:
@@ -244,6 +272,50 @@ class S3Location:
         # HEAD gives whole seconds, a listing milliseconds: only the seconds agree.
         modified_us = int(entry["LastModified"].timestamp()) * 1_000_000 if entry.get("LastModified") else None
         return object_version(size_bytes, etag or None, modified_us)
+
+    def stored(self, key: str, length: int) -> Stored | None:
+        """At most `length` bytes of an object and what they were read from; None if there is none."""
+        try:
+            answer = self.call("get_object", Key=self.prefix + key)
+        except FileNotFoundError:
+            return None
+        data = self._body(answer["Body"], length)
+        said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
+        return Stored(data, str(answer["ETag"]), (now - answer["LastModified"]).total_seconds())
+
+    def etag(self, key: str) -> str | None:
+        """What `put_if` compares; None if there is no such object."""
+        try:
+            return str(self.call("head_object", Key=self.prefix + key)["ETag"])
+        except FileNotFoundError:
+            return None
+
+    def put_if(self, key: str, data: bytes, etag: str | None) -> str | None:
+        """Write an object if it still is the one with this etag (None: if there is none).
+
+        Returns the new etag; None if the condition does not hold, which may be the work of this very call, repeated
+        after its answer was lost. Raises `ConditionsUnknownError`.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        answer = self._conditional("put_object", Key=self.prefix + key, Body=data, **condition)
+        return None if answer is None else str(answer["ETag"])
+
+    def delete_if(self, key: str, etag: str) -> bool:
+        """Delete an object if it still is the one with this etag. Raises `ConditionsUnknownError`."""
+        return self._conditional("delete_object", Key=self.prefix + key, IfMatch=etag) is not None
+
+    def _conditional(self, method: str, **arguments: Any) -> Any:
+        try:
+            return self.call(method, **arguments)
+        except storage_exceptions() as error:
+            code, status = _server_code(error), _http_status(error)
+            if code in UNMET:
+                return None
+            # Servers that do not know the header answer 501, some 400; 400 is also said of tokens and time-outs.
+            if status == 501 or (status == 400 and code not in DENIED | TIMEOUT | REGION):
+                raise ConditionsUnknownError(code) from error
+            raise
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object at this moment. Raises `MediaError` where the storage does not say."""

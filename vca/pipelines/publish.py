@@ -8,8 +8,8 @@ all.
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vca.core.errors import PublishError
+from vca.core.errors import PublishError, one_line
 from vca.core.schemas import TABLES, Table
 from vca.media.output import Output
+from vca.media.s3 import storage_exceptions
 from vca.tables.manifest import (
     CURRENT,
     Manifest,
@@ -39,6 +40,18 @@ FILE_ROWS = 4_000_000
 ROW_GROUP_ROWS = 128_000
 SPOOL_BYTES = 32 << 20
 LOOSE_ROWS = 1000
+
+
+@contextmanager
+def storage_failures_end_the_work(output: Output) -> Iterator[None]:
+    """A storage that fails while the driver writes or reads its own files is an expected failure: one line, code 3."""
+    try:
+        yield
+    except storage_exceptions() as error:
+        where = f"output.uri = {output.config.uri!r}"
+        raise PublishError(
+            f"{where}: {one_line(str(error))}; nothing is lost, run again when the storage works"
+        ) from error
 
 
 class Spool:
@@ -180,12 +193,15 @@ def publish(
     created_at: datetime,
     versions: dict[str, str],
     counts: dict[str, int],
+    still_ours: Callable[[], None] | None = None,
 ) -> Manifest:
     """Make a staged run the current one. Raises `PublishError`; until the last step the tables are as before.
 
     `planned_on` is the run that was current when this one was planned: if another was published meanwhile, the plan is
-    stale and its counts are wrong.
+    stale and its counts are wrong. `still_ours` raises if the lock of the output was lost; it is asked before anything
+    is moved and before the manifest is swapped.
     """
+    before = output.version(CURRENT)
     parent = published.current()
     if (parent.run_id if parent else None) != planned_on:
         raise PublishError(f"run {parent.run_id if parent else None} was published meanwhile; run again")
@@ -204,14 +220,18 @@ def publish(
         tables=tables,
     )
     try:
+        if still_ours is not None:
+            still_ours()
         output.write_bytes(_intent(run_id), manifest.to_json().encode())
-        _finish(output, manifest)
+        _finish(output, manifest, before, still_ours)
     except OSError as error:
         raise PublishError(f"output.uri = {output.config.uri!r}: {error}; run again to finish publishing") from error
     return manifest
 
 
-def _finish(output: Output, manifest: Manifest) -> None:
+def _finish(
+    output: Output, manifest: Manifest, before: str | None, still_ours: Callable[[], None] | None = None
+) -> None:
     """Move the run's files to their places and swap the manifest. Safe to repeat after a crash at any point."""
     for table in manifest.tables.values():
         for file in table.files:
@@ -224,28 +244,44 @@ def _finish(output: Output, manifest: Manifest) -> None:
                         f"{file.path} is neither staged nor in place; run {manifest.run_id} is not published"
                     )
     output.write_bytes(manifest_path(manifest.run_id), manifest.to_json().encode())
-    output.write_bytes(CURRENT, Pointer.to(manifest.run_id).to_json().encode())
+    if still_ours is not None:
+        still_ours()
+    point_to(output, manifest.run_id, before)
     try:
         output.delete_tree(f"staging/{manifest.run_id}")
     except OSError as error:
         log.warning("staging of run %s could not be removed, the next run tries again: %s", manifest.run_id, error)
 
 
+def point_to(output: Output, run_id: str, before: str | None) -> None:
+    """Put a run into force: replace the pointer, which is that of version `before` (`Output.version`)."""
+    if not output.write_bytes_if(CURRENT, Pointer.to(run_id).to_json().encode(), before):
+        raise PublishError(f"another run was published while {run_id} was; nothing published, run again")
+
+
 def recover(output: Output, published: OutputReader) -> str | None:
     """Clean up after a killed run: finish publishing one that was complete, drop the staging of one that was not.
 
-    Returns the id of a run that was finished now.
+    Only under the lock of the output: the staging of a run at work looks the same. A complete run that was planned on
+    another one than that in force is dropped, too: it would bring back what was rolled back, or hide what was published
+    meanwhile. Returns the id of a run that was finished now.
     """
     finished = None
-    current = published.current()
     # Only folders that carry the name of a run are ours: somebody's output may hold other things.
     for run_id in (name for name in output.folders("staging") if RUN_ID.fullmatch(name)):
-        if output.exists(_intent(run_id)) and (current is None or run_id > current.run_id):
-            _finish(output, Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id)))
-            finished = run_id
-            log.warning("run %s was complete but not published when it stopped; published now", run_id)
-        else:
-            output.delete_tree(f"staging/{run_id}")
+        before = output.version(CURRENT)
+        current = published.current()
+        in_force = current.run_id if current is not None else None
+        if output.exists(_intent(run_id)) and run_id != in_force:
+            manifest = Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id))
+            if manifest.parent == in_force:
+                _finish(output, manifest, before)
+                finished = run_id
+                log.warning("run %s was complete but not published when it stopped; published now", run_id)
+                continue
+            text = "run %s was complete when it stopped, but planned on run %s, and %s is in force now; dropped"
+            log.warning(text, run_id, manifest.parent, in_force)
+        output.delete_tree(f"staging/{run_id}")
     return finished
 
 

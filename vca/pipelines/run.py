@@ -22,14 +22,14 @@ import pyarrow.compute as pc
 
 from vca import __version__
 from vca.core import identity
-from vca.core.errors import ConfigError, ErrorCode, PublishError, one_line
+from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import FEATURES, TABLES
 from vca.core.storage import is_s3
 from vca.core.taxonomy import Taxonomy
 from vca.core.timeline import us_to_seconds
 from vca.media.output import Output
+from vca.media.output_lock import OutputLock, output_lock
 from vca.media.read import ReadPlan
-from vca.media.s3 import storage_exceptions
 from vca.media.storage import Archive
 from vca.models.encode import feature_definition
 from vca.models.vision import VisionConfig, vision_needs
@@ -41,7 +41,7 @@ from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
 from vca.pipelines.plan import RETRY_ASKED, Action, Plan, Versions, make_plan
 from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
 from vca.pipelines.progress import Progress, hours
-from vca.pipelines.publish import Spool, publish, recover, stage_tables
+from vca.pipelines.publish import Spool, publish, recover, stage_tables, storage_failures_end_the_work
 from vca.pipelines.stages import TASKS, ReadSettings
 from vca.pipelines.stored_archive import StoredArchive
 from vca.pipelines.tracking import Tracker
@@ -170,8 +170,12 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
     run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{fraction:03x}{secrets.randbelow(4096):03x}"
     job = prepare(config)
     job.output.check_writable()
-    job = replace(job, model_place=place_model(job.chosen, job.output, job.taxonomy, config.tracking))
-    with tempfile.TemporaryDirectory(prefix="vca-run-") as folder, _storage_failures_end_the_run(job):
+    with (
+        tempfile.TemporaryDirectory(prefix="vca-run-") as folder,
+        storage_failures_end_the_work(job.output),
+        output_lock(job.output, f"run {run_id}") as lock,
+    ):
+        job = replace(job, model_place=place_model(job.chosen, job.output, job.taxonomy, config.tracking))
         work_dir = Path(folder)
         finished = recover(job.output, job.published)
         plan = job.plan(work_dir)
@@ -195,22 +199,10 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
                 with run.watched(deadline):
                     run.read_and_encode()
                     run.predict()
-                return run.publish(work_dir, started)
+                return run.publish(work_dir, started, lock)
             except BaseException as error:
                 tracker.fail(type(error).__name__)
                 raise
-
-
-@contextmanager
-def _storage_failures_end_the_run(job: Job) -> Iterator[None]:
-    """A storage that fails while the driver writes or reads its own files is an expected failure: one line, code 3."""
-    try:
-        yield
-    except storage_exceptions() as error:
-        where = f"output.uri = {job.config.output.uri!r}"
-        raise PublishError(
-            f"{where}: {one_line(str(error))}; nothing is lost, run again when the storage works"
-        ) from error
 
 
 @contextmanager
@@ -378,7 +370,7 @@ class _Run:
                 self.account.failed(plan_row, "read", str(ErrorCode.STORAGE_ERROR), message, None)
         self.account.planned_states()
 
-    def publish(self, work_dir: Path, started: float) -> int:
+    def publish(self, work_dir: Path, started: float, lock: OutputLock) -> int:
         """Check the balance, publish, report. Returns the exit code."""
         account, output = self.account, self.job.output
         facts, versions = account.facts, account.facts.versions.as_dict()
@@ -390,7 +382,15 @@ class _Run:
         account.add_run_row(counts, over, self.decoded_us, wall_s, self.job.config.model_dump_json(), more)
         staged = stage_tables(account.spool, output, facts.run_id, work_dir)
         manifest = publish(
-            output, self.job.published, self.parent, staged, facts.run_id, facts.started_at, versions, counts
+            output,
+            self.job.published,
+            self.parent,
+            staged,
+            facts.run_id,
+            facts.started_at,
+            versions,
+            counts,
+            lock.check,
         )
         where = output.uri_of("")
         summary = [
