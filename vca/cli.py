@@ -123,6 +123,47 @@ def status(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, out
 
 
 @app.command()
+def rollback(
+    run: Annotated[str, typer.Argument(help="Run to put into force, older or newer; `vca status` lists them.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    output: OutputUri = None,
+) -> None:
+    """Put a published run into force: readers see the tables as they were after it."""
+    from vca.pipelines.door import run_rollback
+
+    raise typer.Exit(run_rollback(config, overrides or [], output, run))
+
+
+@app.command()
+def prune(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    output: OutputUri = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go; delete nothing.")] = False,
+) -> None:
+    """Delete what no kept run needs; `retention` in the configuration says how much stays."""
+    from vca.pipelines.door import run_prune
+
+    raise typer.Exit(run_prune(config, overrides or [], output, dry_run))
+
+
+@app.command()
+def verify(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, output: OutputUri = None) -> None:
+    """Re-read an output and check that it is whole. Exit code 1 if it is not."""
+    from vca.core.errors import VcaError
+    from vca.pipelines.door import output_reader
+    from vca.tables.verify import verify as verify_output
+
+    try:
+        whole = verify_output(output_reader(config, overrides or [], output), typer.echo)
+    except VcaError as error:
+        typer.echo(f"vca: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    raise typer.Exit(0 if whole else 1)
+
+
+@app.command()
 def demo(
     archive: Annotated[str, typer.Option("--archive", help="Folder for the generated archive.")] = "demo/archive",
     seed: Annotated[int, typer.Option(help="Same seed, same archive.")] = 0,

@@ -99,6 +99,13 @@ class ResourcesConfig(Config):
         return self
 
 
+class RetentionConfig(Config):
+    runs: int = Field(30, ge=1)
+    """Newest runs that `vca prune` leaves, so that they can be rolled back to. The run in force always stays."""
+    min_age_h: float = Field(24.0, ge=0.0)
+    """Hours since its last change before a file may be deleted."""
+
+
 class TrackingConfig(Config):
     enabled: bool = True
     """Log the run to MLflow. A tracking server that fails never fails the run."""
@@ -144,6 +151,8 @@ class TagConfig(Config):
     """How many workers of each kind."""
     tracking: TrackingConfig = TrackingConfig()
     """The record of runs in MLflow."""
+    retention: RetentionConfig = RetentionConfig()
+    """What `vca prune` leaves. `vca tag` deletes nothing."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -182,6 +191,14 @@ def read_output_config(path: str, overrides: Sequence[str], output_uri: str | No
     if output_uri:
         section = section | {"uri": output_uri}
     return build_config(OutputConfig, section, f"{path}: output")
+
+
+def read_retention(path: str, overrides: Sequence[str]) -> RetentionConfig:
+    """What `vca prune` leaves. Always read from the file, with `--output` too: defaults must not delete by surprise."""
+    section = apply_overrides(parse_yaml(read_text(path, "--config"), path), overrides).get("retention") or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: retention must be a section")
+    return build_config(RetentionConfig, section, f"{path}: retention")
 
 
 def read_taxonomy(config: TagConfig) -> Taxonomy:

@@ -74,6 +74,31 @@ def run_evaluate(config_path: str, overrides: Sequence[str], dry: bool) -> int:
     return _guarded(work, "no report written")
 
 
+def run_rollback(config_path: str, overrides: Sequence[str], output_uri: str | None, run_id: str) -> int:
+    """`vca rollback`."""
+
+    def work() -> int:
+        from vca.pipelines.config import read_output_config
+        from vca.pipelines.housekeeping import rollback
+
+        return rollback(read_output_config(config_path, overrides, output_uri), run_id, _say)
+
+    return _guarded(work, "the run that was in force is in force")
+
+
+def run_prune(config_path: str, overrides: Sequence[str], output_uri: str | None, dry: bool) -> int:
+    """`vca prune`."""
+
+    def work() -> int:
+        from vca.pipelines.config import read_output_config, read_retention
+        from vca.pipelines.housekeeping import prune
+
+        retention = read_retention(config_path, overrides)
+        return prune(read_output_config(config_path, overrides, output_uri), retention, dry, _say)
+
+    return _guarded(work, "what is left goes with the next `vca prune`")
+
+
 def make_demo(folder: str, seed: int, clips: int, annotations: str | None) -> int:
     """`vca demo`: the generated archive."""
     from vca.media.demo import make_demo_archive

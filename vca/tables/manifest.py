@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -168,9 +168,17 @@ class OutputReader:
     uri: str
     fs: Any
     root: str
+    run_id: str | None = None
+    """The run to read as if it were in force; None follows the pointer."""
+
+    def at(self, run_id: str) -> "OutputReader":
+        """The output as it was after this run, for queries on older states."""
+        return replace(self, run_id=run_id)
 
     def current(self) -> Manifest | None:
         """The manifest in force; None where nothing has been published yet."""
+        if self.run_id is not None:
+            return self.manifest(self.run_id)
         source = self._source(CURRENT)
         text = self._read(CURRENT)
         if text is None:
