@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -261,10 +262,11 @@ def _publish(root: Path, rows: dict[str, list[dict[str, Any]]], night: int, *, u
         "config": "{}",
         "code_version": "0.1.0",
     }
+    ordered = {name: sorted(found, key=itemgetter(*TABLES[name].sort_by)) for name, found in rows.items()}
     write_run(
         root,
         RUN_IDS[night],
-        {**rows, "runs": [run]},
+        {**ordered, "runs": [run]},
         created_at=NIGHTS[night] + timedelta(minutes=41),
         counts=counts,
         model_version=MODELS[night],

@@ -73,6 +73,7 @@ def test_of_processes_started_together_one_wins(
     wait_for(lambda: len(list(tmp_path.glob("*.ready"))) == len(names), "all at the start")
     (tmp_path / "go").touch()
     wait_for(lambda: len(list(tmp_path.glob("*.refused"))) == len(names) - 1, "all but one refused")
+    wait_for(lambda: list(tmp_path.glob("*.holds")), "the winner")
     (winner,) = (path.stem for path in tmp_path.glob("*.holds"))
     assert all(f"in use by {winner} on " in path.read_text() for path in tmp_path.glob("*.refused"))
     (tmp_path / f"{winner}.end").touch()

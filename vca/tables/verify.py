@@ -128,9 +128,7 @@ class _Verifier:
                 for file in manifest.files(table):
                     known = seen.setdefault(file.path, file)
                     if known != file:
-                        self._error(
-                            manifest_path(name), f"says {file.rows} rows, {file.size_bytes} bytes of {file.path}"
-                        )
+                        self._error(manifest_path(name), f"contradicts another manifest about {file.path}")
                     if known is file and table in TABLES:
                         yield file, table
 
@@ -187,8 +185,8 @@ class _Verifier:
         return n_rows
 
     def _batches(self, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a file with the columns of `schema`; says what is wrong with it and ends where it cannot go on."""
-        wanted = [name for name in schema.names if columns is None or name in columns]
+        """The rows of a file with columns of `schema`; says what is wrong with it, and ends where it cannot go on."""
+        wanted = _plain(schema, columns)
         source = f"{self._reader.uri}/{path}"
         try:
             with _damage(source), self._reader.fs.open(f"{self._reader.root}/{path}", "rb") as opened:
@@ -197,13 +195,11 @@ class _Verifier:
                     self._unsound.add(path)
                     return
                 self._opened.add(path)
-                read = [name for name in wanted if name in file.schema_arrow.names]
+                read = [name for name in wanted.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(BATCH_ROWS, columns=read):
                     batch.validate(full=True)  # text that is no UTF-8, lists that point nowhere
-                    rows = pa.Table.from_batches([batch])
-                    for name in (n for n in wanted if n not in read):
-                        rows = rows.append_column(name, pa.nulls(len(rows), schema.field(name).type))
-                    yield rows
+                    found = [batch.column(f.name) if f.name in read else pa.nulls(len(batch), f.type) for f in wanted]
+                    yield pa.Table.from_arrays(found, schema=wanted)
         except FileNotFoundError:
             self._error(path, "missing")
             self._unsound.add(path)
@@ -261,12 +257,12 @@ class _Verifier:
         needed = ["video_id", "key", "status", "duration_s"]
         left = self._stream(videos, TABLES["videos"].schema, needed)
         right = self._stream(files, TABLES[name].schema, ["video_id", "key", *times])
-        schema = pa.schema([field for field in TABLES["videos"].schema if field.name in needed])
-        for rows, their_videos in _side_by_side(left, right, schema.empty_table()):
-            place = pc.index_in(rows.column("video_id"), value_set=their_videos.column("video_id").combine_chunks())
-            wrong.where(rows, pc.is_null(place), "has no row in videos")
+        nothing = _plain(TABLES["videos"].schema, needed).empty_table()
+        for all_rows, their_videos in _side_by_side(left, right, nothing):
+            place = pc.index_in(all_rows.column("video_id"), value_set=their_videos.column("video_id").combine_chunks())
+            wrong.where(all_rows, pc.is_null(place), "has no row in videos")
             found = pc.is_valid(place)
-            rows, place = rows.filter(found), place.filter(found)
+            rows, place = all_rows.filter(found), place.filter(found)
             fitting = pc.is_in(their_videos.column("status").take(place), wanted)
             wrong.where(rows, pc.invert(fitting), f"is not {' or '.join(statuses)} in videos")
             if times:
@@ -379,13 +375,18 @@ def _damage(source: str) -> Iterator[None]:
     with config_errors(source):
         try:
             yield
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: names in the footer
             raise _DamageError(one_line(str(error))) from error
         except OSError as error:
             # pyarrow makes OSErrors of its own for what is wrong inside a file; they have no number.
             if error.errno is not None or error.__cause__ is not None:
                 raise
             raise _DamageError(one_line(str(error))) from error
+
+
+def _plain(schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Schema:
+    """Some columns of a schema, each allowed to be null: in a damaged file, any can be."""
+    return pa.schema([pa.field(f.name, f.type) for f in schema if columns is None or f.name in columns])
 
 
 def _by_path(manifest: Manifest) -> dict[str, ManifestFile]:
@@ -418,10 +419,8 @@ def _note_segments(rows: pa.Table, wrong: _FirstOfEach) -> None:
     wrong.where(
         rows, pc.or_(pc.less(index, 0), pc.greater_equal(index, n_segments)), "has a segment outside its number"
     )
-    lengths = pc.subtract(rows.column("end_us"), rows.column("start_us"))
-    wrong.where(
-        rows, pc.or_(pc.less_equal(lengths, 0), pc.less_equal(rows.column("step_us"), 0)), "has an empty segment"
-    )
+    shortest = pc.min_element_wise(pc.subtract(rows.column("end_us"), rows.column("start_us")), rows.column("step_us"))
+    wrong.where(rows, pc.less_equal(shortest, 0), "has an empty segment")
     for video_id, key in {tuple(row.values()) for row in rows.select(["video_id", "key"]).to_pylist()}:
         if key is not None and video_id != identity.video_id(key):
             wrong.note(f"video_id {video_id} is not that of its key {identity.display_key(key)!r}")
