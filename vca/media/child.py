@@ -1,6 +1,6 @@
 """The decoding child: `python -P -m vca.media.child <socket> <shared file> <parent pid>`. Started by `isolation` only.
 
-It limits itself before it sees the first byte, has no credentials, and ends with its parent.
+It limits and confines itself before it sees the first byte, has no credentials, and ends with its parent.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import decord
 from vca.core.config import build_config
 from vca.core.errors import ErrorCode, MediaError
 from vca.core.timeline import Span
+from vca.media.confinement import Confinement, confine
 from vca.media.container import HEAD_BYTES, Media, open_media
 from vca.media.decode_config import DecodeConfig
 from vca.media.probe import MediaInfo, probe_media
@@ -121,11 +122,11 @@ class _Object:
         return open_media(self._file or self.path or "", self._head, self.size_bytes, self._config.max_pixels)
 
 
-def serve(channel: Channel, shared_fd: int, config: DecodeConfig) -> None:
-    """Answer requests until the parent closes the socket."""
+def serve(channel: Channel, shared_fd: int, config: DecodeConfig, confinement: Confinement) -> None:
+    """Say what was given up, then answer requests until the parent closes the socket."""
     gc.collect()
     gc.freeze()  # what was imported is never garbage: the collection after each request looks at little
-    channel.send({"kind": "ready"})
+    channel.send({"kind": "ready", "taken": confinement.taken, "missing": confinement.missing})
     while True:
         try:
             request = channel.receive()
@@ -213,7 +214,7 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _confine(config: DecodeConfig, parent_pid: int) -> None:
+def _limit_all(config: DecodeConfig, parent_pid: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:  # it died before the line above
@@ -228,11 +229,13 @@ def main(arguments: list[str]) -> None:
     socket_fd, shared_fd, parent_pid = (int(value) for value in arguments)
     channel = Channel(socket.socket(fileno=socket_fd))
     with contextlib.suppress(GoneError):
-        config = build_config(DecodeConfig, channel.receive(), "decode")
+        start = channel.receive()
+        config = build_config(DecodeConfig, start["config"], "decode")
         av.logging.set_level(av.logging.PANIC)
         decord.logging.set_level(decord.logging.QUIET)
-        _confine(config, parent_pid)
-        serve(channel, shared_fd, config)
+        _limit_all(config, parent_pid)
+        off = config.isolation == "off"
+        serve(channel, shared_fd, config, Confinement((), ()) if off else confine(start["places"]))
 
 
 if __name__ == "__main__":

@@ -44,3 +44,6 @@ class DecodeConfig(Config):
     """CPU time per probe or segment, seconds."""
     memory_limit_mb: int = Field(2048, ge=64)
     """Private memory of the child. About 130 MB of it is the interpreter with its libraries."""
+    isolation: Literal["auto", "required", "off"] = "auto"
+    """Whether the child is cut off from network, other processes, files and privileges: `auto` as far as the system
+    allows, which the run reports; `required` refuses to run with less than all of it."""

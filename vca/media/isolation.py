@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,11 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 import vca
-from vca.core.errors import ErrorCode, Failure, MediaError, one_line
+from vca.core.errors import ConfigError, ErrorCode, Failure, MediaError, one_line
 from vca.core.records import TextPiece
 from vca.core.timeline import Span, step_spans
 from vca.media.audio import samples_between
+from vca.media.confinement import Confinement
 from vca.media.decode_config import DecodeConfig
 from vca.media.probe import MediaInfo
 from vca.media.read import ReadPlan, Segment
@@ -39,6 +40,7 @@ from vca.media.wire import (
     GoneError,
     Probed,
     RangeRequest,
+    Ready,
     Reply,
     SegmentReply,
     read_array,
@@ -61,11 +63,14 @@ class DecoderProcess:
     """One decoding child. For one request at a time; a lock makes others wait.
 
     Requests raise `MediaError` with the code of what went wrong with this file; the next request finds a fresh child.
-    Bugs inside the child raise `RuntimeError` here.
+    Bugs inside the child raise `RuntimeError` here. Where the system cannot confine a child as `decode.isolation` asks,
+    that is a `ConfigError`.
     """
 
-    def __init__(self, config: DecodeConfig) -> None:
+    def __init__(self, config: DecodeConfig, places: Sequence[str] | None = None) -> None:
+        """`places` are the folders in which local sources lie: the child can read no other. None: it reads any file."""
         self._config = config
+        self._places = None if places is None else [os.path.realpath(place) for place in places]
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
@@ -73,6 +78,11 @@ class DecoderProcess:
     def pid(self) -> int | None:
         """Process id of the child; None before the first request and after a death."""
         return None if self._child is None else self._child.pid
+
+    def confinement(self) -> Confinement:
+        """What the child is cut off from, to start it if need be."""
+        with self._lock:
+            return self._ready().confinement
 
     def probe(self, source: Source) -> MediaInfo:
         """What the object holds. Raises `MediaError`."""
@@ -113,11 +123,7 @@ class DecoderProcess:
 
         Leaves the child ready for the next request, or gone.
         """
-        if self._child is not None and not self._child.usable():
-            self._drop()
-        if self._child is None:
-            self._child = _Child(self._config)
-        child = self._child
+        child = self._ready()
         try:
             yield child.ask(request, source), child
             child.tidy()
@@ -135,6 +141,13 @@ class DecoderProcess:
             self._drop()
             raise
 
+    def _ready(self) -> "_Child":
+        if self._child is not None and not self._child.usable():
+            self._drop()
+        if self._child is None:
+            self._child = _Child(self._config, self._places)
+        return self._child
+
     def _drop(self) -> None:
         child, self._child = self._child, None
         if child is not None:
@@ -144,7 +157,7 @@ class DecoderProcess:
 class _Child:
     """The process, its socket, its shared file, and the limits that are watched from outside."""
 
-    def __init__(self, config: DecodeConfig) -> None:
+    def __init__(self, config: DecodeConfig, places: Sequence[str] | None) -> None:
         self._config = config
         self._deadline = time.monotonic() + _START_LIMIT_S
         self._broken_limit: MediaError | None = None
@@ -168,13 +181,18 @@ class _Child:
             )
         self._channel = Channel(ours, self._watch)
         try:
-            self._channel.send(config.model_dump(mode="json"))
-            if self._channel.receive() != {"kind": "ready"}:
-                raise GoneError("no greeting")
-        except (GoneError, MediaError) as error:
+            self._channel.send({"config": config.model_dump(mode="json"), "places": places})
+            ready = Ready.model_validate(self._channel.receive())
+        except (GoneError, MediaError, ValidationError) as error:
             last_words = self._last_words()
             self.end()
             raise RuntimeError(f"the decoding child does not start: {last_words or error}") from error
+        self.confinement = Confinement(tuple(ready.taken), tuple(ready.missing))
+        if config.isolation == "required" and self.confinement.missing:
+            self.end()
+            raise ConfigError(
+                f"decode.isolation = 'required': {self.confinement.text}; use a system that allows it, or set auto"
+            )
 
     @property
     def pid(self) -> int:
@@ -294,7 +312,9 @@ def _environment() -> dict[str, str]:
     # The parent may have got vca through sys.path alone (a checkout, a Ray working directory).
     paths = [str(Path(vca.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    # Confinement binds one thread: OpenBLAS and the allocator of Arrow (jemalloc) must not have started another.
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    return environment | single | {"PYTHONUTF8": "1"}
 
 
 def _segment(reply: SegmentReply, shared_fd: int, span: Span, plan: ReadPlan, config: DecodeConfig) -> Segment:

@@ -114,6 +114,14 @@ class ArrayRef(_Message):
         return size
 
 
+class Ready(_Message):
+    """The greeting: what the child gave up, see `confinement.Confinement`."""
+
+    kind: Literal["ready"]
+    taken: list[str]
+    missing: list[str]
+
+
 class RangeRequest(_Message):
     kind: Literal["range"]
     offset: Annotated[int, Field(ge=0)]

@@ -241,6 +241,7 @@ class _Run:
         self.watch: cluster.RemoteWatch | None = None
         self.decoded_us = 0
         self.worker_s = {"read": 0.0, "encode": 0.0}
+        self.confinements: set[str] = set()
 
     @contextmanager
     def watched(self, deadline: datetime | None) -> Iterator[None]:
@@ -303,6 +304,9 @@ class _Run:
             self._store(rows, writer)
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
                 video_id, task = row["video_id"], by_id[row["video_id"]]
+                if row["confinement"] not in self.confinements:  # one line, unless nodes differ
+                    self.confinements.add(row["confinement"])
+                    self.say(f"decoding   {row['confinement']}")
                 left[video_id] -= 1
                 for stage in ("read", "encode"):
                     self.worker_s[stage] += row[f"{stage}_s"] or 0.0

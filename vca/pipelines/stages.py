@@ -50,6 +50,7 @@ _OUTCOME = [
     pa.field("stage", pa.string()),
     pa.field("transient", pa.bool_()),
     pa.field("read_s", pa.float64()),
+    pa.field("confinement", pa.string()),  # what the decoding child of this row is cut off from
 ]
 _ARRAYS = [
     pa.field("frames", pa.large_binary()),
@@ -93,7 +94,8 @@ class ReadStage:
         self._watch = watch
         self._archive = settings.archive
         self._archive.check()  # a node without the mount must not report its videos as missing
-        self._decoder = DecoderProcess(settings.decode)
+        self._decoder = DecoderProcess(settings.decode, self._archive.places())
+        self._confinement = self._decoder.confinement().text  # a node that cannot give it must not take the first task
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
@@ -116,7 +118,8 @@ class ReadStage:
 
     def _empty_row(self, task: dict[str, Any]) -> dict[str, Any]:
         row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
-        return row | {"step_us": self._settings.plan.step_us, "text": [], "shots": [], "coverage_us": 0}
+        row |= {"step_us": self._settings.plan.step_us, "confinement": self._confinement}
+        return row | {"text": [], "shots": [], "coverage_us": 0}
 
     def _read(self, task: dict[str, Any]) -> tuple[dict[str, Any], Segment | None]:
         """The narrow columns of a `READ` row, and the decoded arrays where there are any."""
