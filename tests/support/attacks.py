@@ -1,4 +1,4 @@
-"""What code that took over the decoding child would try. Runs inside that child, so it imports the standard library only.
+"""What code that took over the decoding child would try. It runs inside that child: standard library only.
 
 `tries` names each attempt and says how it ended: "done", or the errno. Nothing that is tried does harm if it works.
 """
@@ -17,7 +17,7 @@ def tries(targets: Mapping[str, str]) -> dict[str, str]:
     """`targets`: the test's `port` on 127.0.0.1, its `unix` socket, a `secret` file, and a `folder` to write to."""
     parent = os.getppid()
     attempts: dict[str, Callable[[], object]] = {
-        "connect": lambda: socket.create_connection(("127.0.0.1", int(targets["port"])), 2).close(),
+        "connect": lambda: socket.socket(socket.AF_INET).connect((b"127.0.0.1", int(targets["port"]))),
         "connect to a unix socket": lambda: socket.socket(socket.AF_UNIX).connect(targets["unix"]),
         "send a datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9)),
         "fork": _fork,
@@ -37,7 +37,7 @@ def tries(targets: Mapping[str, str]) -> dict[str, str]:
 
 def status() -> dict[str, str]:
     """What the kernel says about this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    lines = Path("/proc/self/status").read_bytes().decode().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
