@@ -347,6 +347,38 @@ def test_text_is_safe_for_a_terminal(reader: OutputReader) -> None:
     assert "[31mred" in text
 
 
+HOSTILE = "chr(27) || '[31mred' || chr(155) || 'K' || chr(7) || chr(8238) || chr(127)"
+
+
+def test_json_is_safe_for_a_terminal_and_the_same_value(reader: OutputReader) -> None:
+    """Escapes of JSON itself: whoever parses it gets the very text, whoever looks at it no control character."""
+    text = format_table(query(reader, f"SELECT {HOSTILE} AS t"), None, "json")
+    assert text.isprintable()
+    assert json.loads(text) == {"t": "\x1b[31mred\x9bK\x07\u202e\x7f"}
+
+
+def test_csv_is_raw_for_programs_and_safe_for_a_terminal(reader: OutputReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets the bytes of the table, a person at a terminal no escape sequence."""
+    rows = query(reader, f"SELECT {HOSTILE} AS t")
+    assert "\x1b[31mred\x9b" in format_table(rows, None, "csv")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert all(line.isprintable() for line in format_table(rows, None, "csv").splitlines())
+
+
+def test_csv_runs_no_formula(reader: OutputReader) -> None:
+    """Subtitles and file names are strangers' text: a spreadsheet must show `=...` and not run it. Numbers stay so."""
+    sql = """
+        SELECT '=HYPERLINK("http://x","y")' AS a, '+1+cmd' AS b, '-cmd' AS c, '@SUM(1)' AS d, chr(9) || '=1' AS e,
+               -1.5 AS f, 'a=b' AS g, ['=1'] AS h, NULL AS i
+    """
+    (row,) = csv.DictReader(io.StringIO(format_table(query(reader, sql), None, "csv")))
+    assert all(row[name].startswith("'") for name in "abcde")
+    assert (row["a"][1:], row["f"], row["g"], row["h"], row["i"]) == (
+        '=HYPERLINK("http://x","y")', "-1.5", "a=b", '["=1"]', ""
+    )  # fmt: skip
+    assert json.loads(format_table(query(reader, sql), None, "json"))["b"] == "+1+cmd"
+
+
 def test_text_says_what_it_leaves_out(reader: OutputReader) -> None:
     """A cut result looks cut: rows left out are counted. A pipe, as here, gets every column."""
     text = format_table(query(reader, "FROM videos"), 3)

@@ -170,8 +170,9 @@ def _published(reader: OutputReader) -> Manifest:
 def format_table(table: pa.Table, limit: int | None = 50, style: Literal["text", "csv", "json"] = "text") -> str:
     """A result as text: a box for terminals, CSV with a header, or JSON, one object a line.
 
-    Shows at most `limit` rows (None: all); ends without a line break. Control characters in a box are shown as escapes.
-    In CSV, lists and structs are JSON. Times are ISO 8601 in UTC.
+    Shows at most `limit` rows (None: all); ends without a line break. Control characters in a box and in JSON are shown
+    as escapes. In CSV, lists and structs are JSON, and texts that a spreadsheet would run as a formula start with an
+    apostrophe. Times are ISO 8601 in UTC.
     """
     shown = table if limit is None else table.slice(0, limit)
     if style == "text":
@@ -180,13 +181,25 @@ def format_table(table: pa.Table, limit: int | None = 50, style: Literal["text",
     if style == "json":
         names = _unique_names(shown).column_names
         lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False) for row in rows)
-        return "\n".join(lines)
+        return _UNSAFE.sub(_json_escape, "\n".join(lines))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.column_names)
     for row in rows:
-        writer.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, list | dict) else v for v in row])
-    return buffer.getvalue().rstrip("\n")
+        writer.writerow([_csv_cell(value) for value in row])
+    text = buffer.getvalue().rstrip("\n")
+    return _UNSAFE.sub(_escape, text) if sys.stdout.isatty() else text
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r](?!\.?\d[\d.]*(?:[eE][+-]?\d+)?\Z)")
+"""How a cell starts that a spreadsheet runs; a number with its sign is none."""
+
+
+def _csv_cell(value: Any) -> Any:
+    """The price of the apostrophe: such a text is not quite what the table holds. JSON has it unchanged."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _unique_names(table: pa.Table) -> pa.Table:
@@ -234,6 +247,11 @@ _UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    """Still the same value. Python leaves the second block of control characters and marks of direction as they are."""
+    return f"\\u{ord(found[0]):04x}"
 
 
 _VIDEOS = """
