@@ -63,7 +63,13 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return keep
 
 
-OWN_CLUSTER = ("test_make_demo.py", "test_ray_job.py", "test_readme.py", "test_features_import_docs.py")
+OWN_CLUSTER = (
+    "test_make_demo.py",
+    "test_ray_job.py",
+    "test_readme.py",
+    "test_features_import_docs.py",
+    "test_secrets.py",
+)
 """Modules whose tests start a Ray of their own, in other processes."""
 TRAINING = ("test_training.py",)
 GROUPS = ("tagging", "training")

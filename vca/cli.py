@@ -182,11 +182,12 @@ def _with_retry(overrides: list[str] | None, codes: list[str] | None) -> list[st
 
 def _print_or_fail(make: Callable[[], str]) -> None:
     from vca.core.errors import VcaError
+    from vca.pipelines.door import masked
 
     try:
         typer.echo(make())
     except VcaError as error:
-        typer.echo(f"vca: {error}", err=True)
+        typer.echo(f"vca: {masked(str(error))}", err=True)
         raise typer.Exit(error.exit_code) from error
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from vca.core.config import Config
 from vca.core.errors import ConfigError
 from vca.core.records import FloatArray
-from vca.models.weights import load_error, quiet_loading, resolve_device, resolve_weights, weights_definition
+from vca.models.weights import loading, resolve_device, resolve_weights, weights_definition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,14 +86,8 @@ class Checkpoint:
 @contextmanager
 def mendable(config: EncoderConfig) -> Iterator[None]:
     """Turn what the libraries raise for a wrong, missing or unreachable checkpoint into one line."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    try:
-        with quiet_loading():
-            yield
-    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError, SafetensorError) as error:
-        raise load_error(error, str(config.model), f"{config.field}.model") from error
+    with loading(str(config.model), f"{config.field}.model"):
+        yield
 
 
 def open_checkpoint(config: EncoderConfig) -> Checkpoint:

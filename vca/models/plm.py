@@ -17,8 +17,7 @@ from vca.models.weights import (
     TOKENIZER,
     check_parts,
     hub_commit,
-    load_error,
-    quiet_loading,
+    loading,
     resolve_model,
     weights_definition,
 )
@@ -76,11 +75,8 @@ def load_plm(config: PlmConfig) -> "PreTrainedModel":
     from transformers import AutoModel
 
     source, options = _source(config)
-    try:
-        with quiet_loading():
-            model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise load_error(error, config.model, f"{FIELD}.model") from error
+    with loading(config.model, f"{FIELD}.model"):
+        model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # it would get no gradient, which ZeRO and AdaLoRA take badly
     model.config.use_cache = False

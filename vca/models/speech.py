@@ -20,9 +20,8 @@ from vca.models.weights import (
     TOKENIZER,
     check_parts,
     hub_commit,
-    load_error,
+    loading,
     package_folder,
-    quiet_loading,
     resolve_device,
     resolve_weights,
     sha256_file,
@@ -201,14 +200,9 @@ class _Recogniser:
         commit = None if local else hub_commit(source, config.asr_revision, field)
         options = {"revision": commit, "local_files_only": local, "trust_remote_code": False}
         dtype = torch.float16 if self.device == "cuda" else torch.float32
-        try:
-            with quiet_loading():
-                processor: Any = AutoProcessor.from_pretrained(source, **options)  # type: ignore[no-untyped-call]
-                model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(
-                    source, use_safetensors=True, dtype=dtype, **options
-                )
-        except (OSError, ValueError) as error:
-            raise load_error(error, config.asr_model, field) from error
+        with loading(config.asr_model, field):
+            processor: Any = AutoProcessor.from_pretrained(source, **options)  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
         if model.config.model_type != "whisper":
             raise ConfigError(f"{field} = {config.asr_model}: {model.config.model_type} is not a Whisper-type model")
         if processor.feature_extractor.sampling_rate != SAMPLE_RATE:

@@ -20,8 +20,7 @@ from vca.models.weights import (
     TOKENIZER,
     check_parts,
     hub_commit,
-    load_error,
-    quiet_loading,
+    loading,
     resolve_device,
     resolve_model,
     weights_definition,
@@ -78,12 +77,9 @@ class TextModel:
         local = Path(source).is_dir()
         commit = None if local else hub_commit(source, config.revision, f"{field}.model")
         options = {"revision": commit, "local_files_only": local, "trust_remote_code": False}
-        try:
-            with quiet_loading():
-                tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-                model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
-        except (OSError, ValueError) as error:
-            raise load_error(error, config.model, f"{field}.model") from error
+        with loading(config.model, f"{field}.model"):
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            model: Any = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
         limit = _token_limit(model.config, tokenizer)
         if config.max_tokens > limit:
             raise ConfigError(f"{field}.max_tokens = {config.max_tokens}: the model reads at most {limit} tokens")

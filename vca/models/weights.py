@@ -49,7 +49,7 @@ def resolve_weights(model: str, field: str) -> str:
     """A local folder for a packaged model or a path, else the hub id unchanged.
 
     Packaged weights are compared with their published sha256 once per process. A path must hold `config.json` and
-    safetensors: pickled weights can run code. Raises `ConfigError` naming `field`.
+    safetensors: pickled weights can run code. All weights must lie in that folder. Raises `ConfigError` naming `field`.
     """
     if model.startswith("packaged:"):
         return str(_packaged_folder(model, field))
@@ -61,10 +61,41 @@ def resolve_weights(model: str, field: str) -> str:
             raise ConfigError(f"{field} = {model}: the folder has no config.json; save with save_pretrained")
         if not any(folder.glob("*.safetensors")):
             raise ConfigError(f"{field} = {model}: the folder has no .safetensors file; convert the weights")
+        _refuse_other_places(folder, model, field)
         return str(folder)
     if not _HUB_ID.match(model):
         raise ConfigError(f"{field} = {model!r}: neither a folder, nor a hub id, nor {', '.join(_PACKAGED)}")
     return model
+
+
+def _refuse_other_places(folder: Path, model: str, field: str) -> None:
+    """Weights and code that a file of the folder fetches from elsewhere: no part of the model's identity."""
+    if (folder / "adapter_config.json").is_file():  # transformers would load the model that this names
+        raise ConfigError(f"{field} = {model}: the folder holds an adapter; merge it into its model and save that")
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{field} = {model}: config.json is damaged ({one_line(str(error))})") from error
+    if any("/" in name for name in _attentions(config)):  # transformers would fetch compiled code of that name
+        raise ConfigError(
+            f"{field} = {model}: config.json asks for an attention kernel from the hub; remove the setting"
+        )
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{field} = {model}: {index.name} is damaged; save the model again") from error
+        for name in names:
+            if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
+                raise ConfigError(f"{field} = {model}: {index.name} names {name!r}, which is no weights of this folder")
+
+
+def _attentions(config: Any) -> Iterator[str]:
+    """Every choice of an attention in a `config.json`, those of its parts included, as JSON."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if "attn_implementation" in name:
+            yield json.dumps(value)
+        yield from _attentions(value)
 
 
 def check_parts(source: str, field: str, *parts: tuple[str, tuple[str, ...]]) -> None:
@@ -148,6 +179,19 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def loading(model: str, field: str) -> Iterator[None]:
+    """Quiet, and what the libraries raise for a wrong, missing, hostile or unreachable model as one line."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_loading():
+            yield
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError, SafetensorError) as error:
+        raise load_error(error, model, field) from error
+
+
 def load_error(error: Exception, model: str, field: str) -> ConfigError:
     """What a user can do about weights that transformers could not load."""
     return ConfigError(
@@ -228,7 +272,7 @@ def _probe_safetensors(path: Path, size_bytes: int, field: str) -> str:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             spans = sorted((int(t["data_offsets"][0]), int(t["data_offsets"][1])) for t in header.values())
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise broken from error
         base = 8 + length
         if any(not 0 <= start <= end <= size_bytes - base for start, end in spans):

@@ -1,10 +1,13 @@
 """What the command line and `jobs/` call: errors become one line on stderr and an exit code."""
 
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vca.core.config import without_secrets
 from vca.core.errors import VcaError
 from vca.tables.manifest import OutputReader, open_output
 
@@ -139,7 +142,7 @@ def output_reader(config_path: str, overrides: Sequence[str], output_uri: str | 
 
 
 def _fail(error: VcaError) -> int:
-    sys.stderr.write(f"vca: {error}\n")
+    sys.stderr.write(f"vca: {masked(str(error))}\n")
     return error.exit_code
 
 
@@ -149,4 +152,26 @@ def _say(line: str) -> None:
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_MaskingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # shorter values, such as "true", are words of ordinary text
+
+
+def masked(text: str) -> str:
+    """The last look at what is printed: no passwords in addresses, no values of variables that hold secrets.
+
+    Messages are made without them where they are made; this is for those of libraries, and for tracebacks.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name) and not name.endswith(("_PATH", "_FILE")):
+            text = text.replace(value, "***")
+    return without_secrets(text)
+
+
+class _MaskingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))

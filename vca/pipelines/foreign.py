@@ -27,6 +27,7 @@ from vca.core.timeline import Span, resample_mean, segment_spans, step_spans, us
 from vca.media.output import Output
 from vca.media.s3 import storage_exceptions
 from vca.pipelines.config import read_output_config
+from vca.pipelines.door import masked
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter, encode_steps
 from vca.pipelines.foreign_files import MODALITIES, Limits, read_videos
 from vca.pipelines.foreign_video import ForeignVideo, Track
@@ -279,10 +280,11 @@ def run_import(
         given = {"storage": output.config.storage.model_dump(mode="json")} | settings
         found = import_features(output, sources, build_config(ImportConfig, given, "features import"))
     except VcaError as error:
-        sys.stderr.write(f"vca: {error}\n")
+        sys.stderr.write(f"vca: {masked(str(error))}\n")
         return error.exit_code
     except storage_exceptions() as error:
-        sys.stderr.write(f"vca: {one_line(str(error))}; the feature set is not there, import again when it works\n")
+        reason = one_line(masked(str(error)))
+        sys.stderr.write(f"vca: {reason}; the feature set is not there, import again when it works\n")
         return EXIT_STORAGE
     sys.stdout.write(found.describe() + "\n")
     return 0

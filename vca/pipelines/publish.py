@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vca.core.config import without_secrets
 from vca.core.errors import PublishError, one_line
 from vca.core.schemas import TABLES, Table
 from vca.media.output import Output
@@ -48,9 +49,9 @@ def storage_failures_end_the_work(output: Output) -> Iterator[None]:
     try:
         yield
     except storage_exceptions() as error:
-        where = f"output.uri = {output.config.uri!r}"
         raise PublishError(
-            f"{where}: {one_line(str(error))}; nothing is lost, run again when the storage works"
+            f"output.uri = {output.config.uri!r}: {one_line(without_secrets(str(error)))}; nothing is lost, run again "
+            "when the storage works"
         ) from error
 
 
