@@ -1,5 +1,6 @@
 """A folder of weights from a stranger is data: no loader runs code of it, unpickles it, or reads outside of it."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,10 +14,15 @@ from typing import Any
 import pytest
 import transformers as hf
 
+from tests.support.fusion_cases import TAXONOMY, config, spec
 from tests.support.runs import REPOSITORY
 from tests.support.tiny_models import save_tiny
 from vca.core.errors import ConfigError
+from vca.models.calibration import uncalibrated
+from vca.models.fusion_tagger import FusionTagger
+from vca.models.learning import build_learner, trainable_state
 from vca.models.plm import PlmConfig, load_plm, plm_definition
+from vca.models.saved_model import save_model
 from vca.models.speech import SpeechConfig, SpeechReader
 from vca.models.text import TextModel, TextModelConfig, text_definition
 from vca.models.vision import VisionConfig, build_vision, vision_definition
@@ -212,6 +218,36 @@ def test_what_lies_beside_the_weights_is_left_alone(folder: Path, tmp_path: Path
             LOADERS[loader](folder)
     else:
         LOADERS[loader](folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", ["a pickle", "a long header", "tensors behind the end", "another language model"])
+def test_hostile_trained_models_are_refused(tmp_path: Path, attack: str) -> None:
+    """Whoever forges a trained model fits its checksums too: what is inside is still only data, or one line."""
+    save_tiny(tmp_path / "plm", "bert")
+    fusion, folder, marker = config(str(tmp_path / "plm")), tmp_path / "model", tmp_path / "executed"
+    state = trainable_state(build_learner(fusion, spec(), seed=0))
+    save_model(folder, fusion, spec(), state, uncalibrated(TAXONOMY), {})
+    _pickle_beside(folder, marker)
+    assert FusionTagger(folder, "cpu") is not None, "files beside the model are of no interest"
+    card = json.loads((folder / "model.json").read_text())
+    if attack == "another language model":
+        _pickled(tmp_path / "plm", marker)
+    else:
+        weights = folder / "weights.safetensors"
+        header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+        weights.write_bytes(
+            {
+                "a pickle": pickle.dumps(Payload(marker)),
+                "a long header": struct.pack("<Q", 2**62) + b"{}",
+                "tensors behind the end": struct.pack("<Q", len(header)) + header,
+            }[attack]
+        )
+        card["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(ConfigError) as caught:
+        FusionTagger(folder, "cpu")
+    assert "\n" not in str(caught.value)
     assert not marker.exists()
 
 
