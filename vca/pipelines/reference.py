@@ -33,7 +33,7 @@ vca tag --config configs/local.yaml --set "archive.exclude=['**/trash/**']" --dr
   line for each problem, before anything is written.
 - `--dry-run` prints the resolved configuration and the plan, and publishes nothing; `vca plan` prints the plan alone.
   Neither writes anything. `vca tag` on S3 puts one empty object under the output and deletes it again, to see whether
-  it may.
+  it may. While it works it holds the lock of the output ([housekeeping.md](housekeeping.md)).
 - Every run keeps its resolved configuration: column `config` of the table `runs`, and `config.json` in MLflow.
 - Paths are relative to the working directory. With `ray job submit --working-dir .` that is the folder submitted, so
   use `s3://` or a folder that all nodes share for archive and output.
