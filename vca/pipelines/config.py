@@ -152,7 +152,7 @@ class TagConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
     """The record of runs in MLflow."""
     retention: RetentionConfig = RetentionConfig()
-    """What `vca prune` leaves. `vca tag` deletes nothing."""
+    """What `vca prune` leaves. `vca tag` deletes no run."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

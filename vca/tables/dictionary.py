@@ -37,8 +37,8 @@ edit. How to ask questions: [querying.md](querying.md).
 - Files are plain Parquet: `{table_file_path("<table>", "<run>", "part-NNNNN.parquet")}` below the output. `run_id` is
   also a column of every file, so read them without hive partitioning.
 - `{CURRENT}` names the run in force, `{manifest_path("<run>")}` lists every live file with rows and bytes
-  (format {FORMAT}). A file that it does not name is not published. After a rollback there are newer manifests than the one
-  in force: follow the pointer, do not take the newest ([housekeeping.md](housekeeping.md)).
+  (format {FORMAT}). A file that it does not name is not published. After a rollback there are newer manifests than
+  the one in force: follow the pointer, do not take the newest ([housekeeping.md](housekeeping.md)).
 - A run adds rows only for videos that it touched, so a video can have rows of several runs. Its newest row counts:
   that of the largest `run_id`, where a row with status `deferred` counts only if there is no other. Rows of the other
   tables count if their `video_id` and `run_id` are those of the video's newest row. `vca query` and
