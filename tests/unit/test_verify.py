@@ -287,6 +287,7 @@ WARNINGS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "temporary": (stray("tables/shots/.vca-tmp-1"), "no manifest names it"),
     "foreign-manifest": (stray("manifests/notes.txt"), r"notes\.txt: is no manifest"),
     "staging": (stray(f"staging/{FOURTH}/tables/a"), f"staging/{FOURTH}: left by a run that was killed"),
+    "text-beyond-the-end": (changing("transcripts", "end_s", first(1e6)), "transcripts: .* has a time beyond its end"),
     "features-deleted": (lambda root: shutil.rmtree(root / "features"), f"features/{FEATURE_SET}: is not there"),
     "column-of-a-newer-version": (
         rows_of("shots", lambda t: t.append_column("mood", pa.nulls(len(t), pa.string()))),
