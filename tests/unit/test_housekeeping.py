@@ -25,7 +25,7 @@ from vca.pipelines.config import RetentionConfig
 from vca.pipelines.housekeeping import Sweep, make_sweep, prune, rollback
 from vca.pipelines.publish import recover
 from vca.tables.manifest import CURRENT, Manifest, ManifestFile, ManifestTable, Pointer, manifest_path, table_file_path
-from vca.tables.query import query
+from vca.tables.query import query, status
 from vca.tables.verify import verify
 
 FIRST, SECOND, THIRD, FOURTH = RUN_IDS
@@ -78,8 +78,12 @@ def test_back_and_forward(out: Path) -> None:
         == query(local_reader(out).at(SECOND), "SELECT key, status, run_id FROM videos ORDER BY ALL").to_pylist()
     )
     assert query(local_reader(out), "SELECT run_id FROM runs ORDER BY run_id").column(0).to_pylist() == [FIRST, SECOND]
+    assert status(local_reader(out)).splitlines()[-2:] == [
+        f"  {run_id}  rolled back; `vca rollback {run_id}` goes forward to it" for run_id in (THIRD, FOURTH)
+    ]
     roll_back(out, FOURTH)
     assert newest(out) == last
+    assert "rolled back" not in status(local_reader(out))
     assert everything(out) == before
 
 

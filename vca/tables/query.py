@@ -292,6 +292,8 @@ def status(reader: OutputReader) -> str:
     for row in runs.to_pylist():
         states = ", ".join(f"{row[state]} {state}" for state in map(str, Status) if row[state])
         lines.append(f"  {row['run_id']}  {row['status']}, {row['wall_s']:.0f} s: {row['listed']} listed, {states}")
+    newer = [run_id for run_id in reader.runs() if run_id > manifest.run_id]
+    lines += [f"  {run_id}  rolled back; `vca rollback {run_id}` goes forward to it" for run_id in newer[-5:]]
     return "\n".join(lines)
 
 
