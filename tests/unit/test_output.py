@@ -4,6 +4,7 @@ import os
 import pickle
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,20 @@ def test_move(output: Output) -> None:
     assert output.list() == ["tables/t/a"]
     with pytest.raises(FileNotFoundError):
         output.move("staging/r/a", "tables/t/a")
+
+
+def test_entries_and_delete_files(output: Output) -> None:
+    """Sizes and ages of all files, unfinished ones included; folders that become empty go with their last file."""
+    before = datetime.now(UTC) - timedelta(seconds=5)
+    for name in ("t/a/x", "t/a/.vca-tmp-1", "t/b/c/y"):
+        output.write_bytes(name, b"abc")
+    found = {entry.path: entry for entry in output.entries("t")}
+    assert set(found) == {"t/a/x", "t/a/.vca-tmp-1", "t/b/c/y"}
+    assert {entry.size_bytes for entry in found.values()} == {3}
+    assert all(before < entry.modified_at < before + timedelta(seconds=60) for entry in found.values())
+    assert list(output.entries("nothing")) == []
+    output.delete_files(["t/b/c/y", "t/a/x", "t/a/gone"])
+    assert everything(Path(output.root)) == ["t", "t/a", "t/a/.vca-tmp-1"]
 
 
 def test_list_refuses_to_be_short(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
