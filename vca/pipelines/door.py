@@ -86,7 +86,7 @@ def run_rollback(config_path: str, overrides: Sequence[str], output_uri: str | N
 
         return rollback(read_output_config(config_path, overrides, output_uri), run_id, _say)
 
-    return _guarded(work, "the run that was in force is in force")
+    return _guarded(work, "`vca status` tells which run is in force")
 
 
 def run_prune(config_path: str, overrides: Sequence[str], output_uri: str | None, dry: bool) -> int:
