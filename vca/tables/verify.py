@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from vca.core import identity
 from vca.core.errors import ConfigError, one_line
 from vca.core.schemas import FEATURES, TABLES, Status, Table
+from vca.core.storage import is_s3
 from vca.tables.manifest import CURRENT, Manifest, ManifestFile, OutputReader, config_errors, manifest_path
 
 BATCH_ROWS = 65_536
@@ -87,9 +88,10 @@ class _Verifier:
     def _listing(self, folder: str) -> dict[str, int]:
         """Sizes of all files below a folder by path. A folder that cannot be read is an error, not a short list."""
         start = f"{self._reader.root}/{folder}"
+        options = {} if is_s3(self._reader.uri) else {"on_error": "raise"}  # a bucket always raises
         with config_errors(f"{self._reader.uri}/{folder}"):
             try:
-                found = self._reader.fs.find(start, detail=True, on_error="raise")
+                found = self._reader.fs.find(start, detail=True, **options)
             except FileNotFoundError:
                 return {}
         return {name[len(self._reader.root) + 1 :]: int(info["size"]) for name, info in found.items()}
