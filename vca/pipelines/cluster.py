@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import sys
 import tempfile
 import warnings
@@ -30,6 +31,9 @@ QUIET = {
 }
 """Set where the user has not: nothing phones home, and the log belongs to the job."""
 
+
+_AUTHENTICATION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Where one of these is set, the user has decided."""
 
 RETRIES = {"max_restarts": 20, "max_task_retries": 5}
 """Ray Data's own default is for ever: a segment that kills its worker each time would hold up the night without end."""
@@ -66,9 +70,14 @@ def connect(config: RayConfig) -> bool:
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
-                f"ray.address = {address!r}: {first}; start the cluster with `ray start --head` or unset the address"
+                f"ray.address = {address!r}: {first}; start the cluster with `RAY_AUTH_MODE=token ray start --head` "
+                "or unset the address"
             ) from error
         return False
+    # Ray listens on every address of the machine and knows no way to stay on loopback. It asks for a token, but its own
+    # is a file that other users may be able to read, and the same for every cluster. This one lives as long as the run.
+    if not _AUTHENTICATION & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with _native_stderr_filtered():
         ray.init(
             address="local",
