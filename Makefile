@@ -83,6 +83,16 @@ faults: $(STAMP)  ## Tests that kill processes and nodes
 gpu: $(STAMP)  ## Tests that need a GPU
 	$(PYTEST) tests/gpu
 
+# The tool brings thirty packages that nothing else needs: it gets an environment of its own. --strict: a package that
+# nobody could ask about is a failure, not a line to be overlooked.
+PIP_AUDIT := pip-audit==2.10.1
+
+.PHONY: audit
+audit:  ## Known vulnerabilities of the pinned packages; asks the network, so it is part of nothing else
+	@test -x $(VENV)-audit/bin/pip-audit || { \
+	  "$(PYTHON)" -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet $(PIP_AUDIT); }
+	$(VENV)-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 # ARCHIVE=/some/folder or ARCHIVE=s3://bucket/prefix tags that archive instead of the generated one. CLIPS is the number
 # of labelled clips, FINETUNE holds more settings for the training, such as FINETUNE="--set train.epochs=2".
 CLIPS    ?= 220
