@@ -69,6 +69,8 @@ OWN_CLUSTER = (
     "test_readme.py",
     "test_features_import_docs.py",
     "test_secrets.py",
+    "test_ray_closed.py",
+    "test_confinement.py",
 )
 """Modules whose tests start a Ray of their own, in other processes."""
 TRAINING = ("test_training.py",)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clips import make_clip
-from tests.support.runs import REPOSITORY
+from tests.support.runs import LIGHT, REPOSITORY
 from vca.core.errors import ErrorCode, MediaError
 from vca.core.timeline import Span
 from vca.media.confinement import FILES, MEASURES, NETWORK, PROCESSES
@@ -200,6 +200,37 @@ def test_a_system_that_allows_less_is_told(clip: Path, forbidden: list[int], mis
     for measure in missing:
         assert f"no {measure}: Operation not permitted" in text
         assert f"no {measure}: Operation not permitted" in refusal[0]
+
+
+TAG = """
+    from vca.cli import app
+    app(["tag", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
+def test_a_run_says_what_it_got_and_refuses_less_than_required(clip: Path, tmp_path: Path) -> None:
+    """One line for a whole run, and exit code 2 with one line where the workers cannot give what is asked for."""
+    with DecoderProcess(DecodeConfig(), [str(clip.parent)]) as decoder:
+        _confined(decoder)
+    (clip.parent / "another.mp4").write_bytes(clip.read_bytes())
+    arguments = ["--config", "configs/local.yaml"]
+    for setting in (f"archive.uri={clip.parent}", f"output.uri={tmp_path / 'out'}", "tracking.enabled=false", *LIGHT):
+        arguments += ["--set", setting]
+    refused = _restricted([LANDLOCK_CREATE], TAG, *arguments, "--set", "decode.isolation=required")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("vca: ")]
+    assert "decode.isolation = 'required'" in line
+    assert "no foreign file: Operation not permitted" in line
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out" / "tables").exists()
+    done = _restricted([LANDLOCK_CREATE], TAG, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("decoding ")]
+    assert said == [
+        "decoding   no new privileges, no network, no other process; "
+        "NOT to be had here: no foreign file: Operation not permitted"
+    ]
 
 
 PLAIN_USER = """

@@ -166,5 +166,6 @@ def test_text_of_strangers(clip: bytes, tmp_path: Path) -> None:
     assert "DROP TABLE" not in _shown(job, "status")
     kept = [path for path in (tmp_path / "art").rglob("*") if path.is_file()]
     assert kept
-    for path in [database, *kept]:  # what people say in videos stays in the tables
+    for path in [database, *kept]:  # what people say in videos, and what these are called, stays in the tables
         assert b"DROP TABLE videos" not in path.read_bytes(), path
+        assert b"film.mp4" not in path.read_bytes(), path

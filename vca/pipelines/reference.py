@@ -58,7 +58,7 @@ to S3 and to servers that speak its protocol |
 | `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD` | its credentials |
 | `RAY_ADDRESS` | cluster to join, where `ray.address` is null; set by `ray job submit` inside a job |
 | `RAY_AUTH_MODE` | `token`: Ray refuses callers without the shared secret. Set it for `ray start`, `ray up` and \
-`ray job submit` alike |
+`ray job submit` alike. Where none is set, a local run has a token of its own |
 | `HF_HUB_OFFLINE` | `1`: models come from the local cache only. `make` sets it for its own commands |
 | `HF_HOME`, `HF_TOKEN` | place of that cache; access to gated models |
 
