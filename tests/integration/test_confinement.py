@@ -17,7 +17,7 @@ from tests.support.clips import make_clip
 from tests.support.runs import LIGHT, REPOSITORY
 from vca.core.errors import ErrorCode, MediaError
 from vca.core.timeline import Span
-from vca.media.confinement import FILES, MEASURES, NETWORK, PROCESSES
+from vca.media.confinement import FILES, MEASURES, NETWORK, PROCESSES, _reading
 from vca.media.decode_config import DecodeConfig
 from vca.media.isolation import DecoderProcess, LocalSource, RangeSource
 from vca.media.read import ReadPlan
@@ -117,7 +117,13 @@ def test_without_confinement_the_same_attacks_work(
         assert decoder.confinement().text == "not confined"
     worked = {name for name, outcome in tries.items() if outcome == "done"}
     assert {"connect", "connect to a unix socket", "fork", "start a program", "signal the parent"} <= worked
-    assert {"read the parent's environment", "read a secret", "write a file", "delete a file"} <= worked
+    assert {
+        "read the parent's environment",
+        "read a secret",
+        "write a file",
+        "change a mode",
+        "delete a file",
+    } <= worked
 
 
 def test_only_the_archive_is_read(clip: Path, tmp_path: Path) -> None:
@@ -269,3 +275,12 @@ def test_a_plain_user_is_confined_as_well_as_root(clip: Path, targets: dict[str,
     assert "done" not in found["tries"].values()
     assert int(found["status"]["CapEff"], 16) == 0
     assert found["read"] == clip.stat().st_size
+
+
+def test_what_root_keeps() -> None:
+    """Root goes on reading archives of other users: by the right for that, or the wider one if files are bound."""
+    read, override, everything = 1 << 2, 1 << 1, (1 << 41) - 1
+    assert _reading(everything, bounded=True) == _reading(everything, bounded=False) == read
+    assert _reading(override, bounded=True) == override
+    assert _reading(override, bounded=False) == 0
+    assert _reading(0, bounded=True) == 0

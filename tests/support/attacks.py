@@ -29,6 +29,12 @@ def tries(targets: Mapping[str, str]) -> dict[str, str]:
         "read a secret": lambda: Path(targets["secret"]).read_bytes(),
         "list a folder": lambda: list(Path("/root" if os.getuid() == 0 else "/home").iterdir()),
         "write a file": lambda: Path(targets["folder"], "written").write_text("x"),
+        "change a mode": lambda: Path(targets["folder"], "deleted").chmod(0o777),
+        "change times": lambda: os.utime(Path(targets["folder"], "deleted"), (0, 0)),
+        "set an attribute": lambda: os.setxattr(Path(targets["folder"], "deleted"), "user.x", b"1"),
+        "slow the parent down": lambda: os.setpriority(
+            os.PRIO_PROCESS, parent, os.getpriority(os.PRIO_PROCESS, parent)
+        ),
         "delete a file": lambda: Path(targets["folder"], "deleted").unlink(),
         "gain capabilities": lambda: _check(ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER)),
     }

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import re
+import tempfile
 import tracemalloc
 from functools import cache
 from pathlib import Path
@@ -516,3 +517,35 @@ def test_sidecar_language(sidecar: str, language: str | None) -> None:
     """Language codes are known codes; other short words in a name are not languages."""
     assert sidecar_language("a/film.mp4", f"a/{sidecar}") == language
     assert sidecar_language("a/film.en.mp4", "a/film.en.srt") is None, "part of the video's own name"
+
+
+# ---------------------------------------------------------------------------------------------------- the child's places
+
+
+def test_places_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoding child may read the archive, or the folder of staged copies: never the whole temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert archive_of(tmp_path / "films").places() == (str(tmp_path / "films"),)
+    (place,) = Archive(ArchiveConfig(uri="s3://films/videos")).places()
+    assert Path(place).parent == tmp_path
+    assert Path(place).stat().st_mode & 0o777 == 0o700
+    assert Archive(ArchiveConfig(uri="s3://films/videos")).places() == (place,)
+
+
+@pytest.mark.parametrize("trap", ["link", "open", "file"])
+def test_a_staging_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    """Its name can be guessed: a link, a folder that others may write, or a file in its place is one line."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"vca-stage-{os.getuid()}"
+    if trap == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif trap == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder.touch()
+    with pytest.raises(ConfigError, match="is not a folder that only this user can write; remove it or set TMPDIR"):
+        Archive(ArchiveConfig(uri="s3://films/videos")).places()

@@ -41,7 +41,7 @@ class Confinement:
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_THREAD = 0x1000_0000, 0x4000_0000, 0x0001_0000
 _CAPABILITY_VERSION = 0x2008_0522
-_CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 2, 21
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 1, 2, 21
 
 
 def confine(places: Sequence[str] | None) -> Confinement:
@@ -54,15 +54,15 @@ def confine(places: Sequence[str] | None) -> Confinement:
     if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
         reason = f"{threads} threads run already"
         return Confinement((), tuple(f"{measure}: {reason}" for measure in MEASURES))
-    reads_anything = _capabilities()[1] & 1 << _CAP_DAC_READ_SEARCH
+    before = _capabilities()[1]
+    refused: dict[str, str] = {}
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         (PRIVILEGES, _no_new_privileges),
         (FILES, lambda: _allow_files(places)),
         (NETWORK, _leave_network),
-        (PRIVILEGES, lambda: _keep_capabilities(reads_anything)),  # a new user namespace has given all of them
+        (PRIVILEGES, lambda: _keep_capabilities(_reading(before, bounded=FILES not in refused))),
         (PROCESSES, _filter_system_calls),
     )
-    refused: dict[str, str] = {}
     for measure, step in steps:
         try:
             step()
@@ -95,8 +95,12 @@ def _leave_network() -> None:
 
     Root stays out of one: there it could no longer read the files of other users, which archives on a mount often are.
     """
-    alone = _CLONE_NEWNET if _capabilities()[0] & 1 << _CAP_SYS_ADMIN else _CLONE_NEWUSER | _CLONE_NEWNET
-    _check(_libc().unshare(alone))
+    if _capabilities()[0] & 1 << _CAP_SYS_ADMIN:
+        _check(_libc().unshare(_CLONE_NEWNET))
+    elif os.geteuid() != 0:
+        _check(_libc().unshare(_CLONE_NEWUSER | _CLONE_NEWNET))
+    else:
+        raise OSError(errno.EPERM, "root without CAP_SYS_ADMIN")
 
 
 def _capabilities() -> tuple[int, int]:
@@ -108,11 +112,17 @@ def _capabilities() -> tuple[int, int]:
     return effective | effective_high << 32, permitted | permitted_high << 32
 
 
-def _keep_capabilities(kept: int) -> None:
-    """Root may go on reading the files of other users, which the list of files bounds.
+def _reading(permitted: int, bounded: bool) -> int:
+    """What lets root read the files of other users: the capability for just that, else the one that containers have.
 
-    All else would only open more of the kernel than a plain user reaches.
+    That one is for writing too, so it is kept only where the list of files forbids that.
     """
+    read = permitted & 1 << _CAP_DAC_READ_SEARCH
+    return read or (permitted & 1 << _CAP_DAC_OVERRIDE if bounded else 0)
+
+
+def _keep_capabilities(kept: int) -> None:
+    """All others, which a new user namespace has given too, open more of the kernel than a plain user reaches."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
     data = ctypes.create_string_buffer(struct.pack("=6I", kept, kept, 0, 0, 0, 0))
     _check(_libc().capset(header, data))
@@ -188,7 +198,12 @@ _REFUSED_X86_64 = (
     57, 58, 59, 322,  # fork, vfork, execve, execveat
     62, 200, 129, 297, 424,  # kill, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
     101, 310, 311, 312, 434, 438, 440,  # ptrace, process_vm_readv, _writev, kcmp, pidfd_open, _getfd, process_madvise
+    141, 142, 144, 203, 251, 314,  # priorities, schedulers and CPUs, which may be those of others
     29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 220, 240,  # shared memory, semaphores and queues of System V and POSIX
+    # what Landlock does not see: modes, owners, times and attributes of files
+    90, 91, 268, 452, 92, 93, 94, 260,  # chmod, fchmod, fchmodat, fchmodat2, chown, fchown, lchown, fchownat
+    132, 235, 261, 280, 76,  # utime, utimes, futimesat, utimensat, truncate
+    188, 189, 190, 197, 198, 199, 463, 466, 469,  # setxattr, lsetxattr, fsetxattr, remove..., ...at, file_setattr
     # ways into the kernel, and out of what is given up here
     155, 161, 165, 166, 272, 308, 428, 429, 430, 431, 432, 433, 442,  # mounts, roots, namespaces
     175, 313, 246, 320, 321, 298, 323, 425, 426, 427,  # modules, kexec, bpf, perf_event_open, userfaultfd, io_uring
