@@ -519,7 +519,7 @@ def test_sidecar_language(sidecar: str, language: str | None) -> None:
     assert sidecar_language("a/film.en.mp4", "a/film.en.srt") is None, "part of the video's own name"
 
 
-# ---------------------------------------------------------------------------------------------------- the child's places
+# ---------------------------------------------------------------------------------------------------- the child
 
 
 def test_places_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
