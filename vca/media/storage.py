@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vca.core.errors import ConfigError, ErrorCode, MediaError
 from vca.core.identity import display_key, is_plain_key, object_version
 from vca.core.storage import StorageConfig, check_uri, is_s3
 from vca.media.s3 import S3Location, preflight_error, storage_error, storage_errors, storage_exceptions
-from vca.media.source import LocalSource, RangeSource, Source
+from vca.media.source import LocalSource, RangeSource, Source, staging_folder
 
 __all__ = [
     "LISTING",
@@ -180,11 +180,8 @@ class Archive:
         return display_key(f"{self._root.rstrip('/')}/{key}")
 
     def places(self) -> tuple[str, ...]:
-        """Folders below which `open` gives local sources: all that a decoding child must be able to read.
-
-        Raises `ConfigError` if staged copies have no safe place.
-        """
-        return (self._root,) if self._s3 is None else (_staging_folder(),)
+        """Folders below which `open` gives local sources. `ConfigError` if staged copies have no safe place."""
+        return (self._root,) if self._s3 is None else (staging_folder(),)
 
     # ------------------------------------------------------------------------------------------------ pre-flight
 
@@ -340,7 +337,7 @@ class Archive:
             return
         if whole and size_bytes <= stage_limit_bytes:
             # An own folder, so that one deletion removes whatever a decoder leaves beside the copy.
-            with tempfile.TemporaryDirectory(dir=_staging_folder(), ignore_cleanup_errors=True) as folder:
+            with tempfile.TemporaryDirectory(dir=staging_folder(), ignore_cleanup_errors=True) as folder:
                 if shutil.disk_usage(folder).free - size_bytes >= STAGE_RESERVE_BYTES:
                     yield LocalSource(_stage(self._s3, key, size_bytes, version, Path(folder)))
                     return
@@ -416,20 +413,6 @@ class _RangeReader:
         if len(data) != length:
             raise MediaError(ErrorCode.STORAGE_ERROR, f"{len(data)} of {length} bytes arrived: {self._key}")
         return data
-
-
-def _staging_folder() -> str:
-    """One folder of this user for all staged copies, so that a decoding child need not see the temporary folder.
-
-    Its name can be guessed: on a shared machine it may have been made by somebody else, which is a `ConfigError`.
-    """
-    folder = Path(tempfile.gettempdir(), f"vca-stage-{os.getuid()}")
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    info = folder.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise ConfigError(f"{folder} is not a folder that only this user can write; remove it or set TMPDIR")
-    return str(folder)
 
 
 def _stage(place: S3Location, key: str, size_bytes: int, version: str, folder: Path) -> str:
