@@ -283,4 +283,6 @@ def _dataset(rows: pa.Table, in_order: bool = False) -> Any:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # The same error is raised. Printed here besides, a user's mistake would be eighty lines, and secrets not masked.
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     return ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))])
