@@ -1,5 +1,6 @@
-"""One local Ray cluster for the fault tests that do not kill the driver, and a small archive to tag."""
+"""One local Ray cluster for the fault tests that do not kill it, a small archive to tag, and the table at the end."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import local_cluster
+from tests.support.memory import peak_memory
 from tests.support.runs import Job
+from tests.support.tally import TALLY
 
 CLIPS = (
     "school/lesson-07.mp4",  # the longest: the one whose reading is interrupted
     "news/2026-03-01/weather.mkv",
     "film/silent-1925.avi",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_memory() -> Iterator[None]:
+    """The most that this process and all below it needed at one moment."""
+    with peak_memory(os.getpid(), every_s=1.0) as peak:
+        yield
+    TALLY.peak_bytes = peak.bytes
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +53,10 @@ def undisturbed(small_archive: Path, ray_cluster: None, tmp_path_factory: pytest
 
 SETTINGS = ("sampling.segment_s=120",)
 """Each video is one segment: its one reading is either interrupted or not."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TALLY.injected:
+        terminalreporter.section("faults")
+        for line in TALLY.lines():
+            terminalreporter.write_line(line)

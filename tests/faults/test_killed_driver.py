@@ -1,4 +1,7 @@
-"""The driver is killed at many points of a run: the next run ends with the tables of an undisturbed one."""
+"""The driver is killed from outside, with its own cluster: nothing stays behind, and the next run mends everything.
+
+test_crash_sweep.py has many more points of a run, hit exactly.
+"""
 
 import os
 import random
@@ -15,14 +18,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.outcomes import assert_nothing_doubled, assert_nothing_left_over, assert_same_tables
+from tests.support.drivers import driver_environment, tag_arguments
+from tests.support.outcomes import assert_mended
 from tests.support.processes import GONE, family, wait_for
 from tests.support.runs import REPOSITORY, Job
+from tests.support.tally import TALLY
 from vca.pipelines import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
 VCA = str(Path(sys.executable).with_name("vca"))
+KIND = "killed driver"
 SEED = 7
 
 
@@ -62,13 +68,14 @@ def tagged(out: Path, log: Path) -> bool:
     return "] tag" in log.read_text(encoding="utf-8")
 
 
+TALLY.seeds["killed driver"] = SEED
 DELAY_S = random.Random(SEED).uniform(0.0, 0.5)
-POINTS: list[tuple[Callable[[Path, Path], bool], float]] = [
-    (first_progress, 0.0),
-    (features_written, 0.0),
-    (staging_begun, 0.0),
-    (intent_written, 0.0),
-    (tagged, DELAY_S),
+POINTS = [
+    pytest.param(first_progress, 0.0, marks=pytest.mark.long),
+    pytest.param(features_written, 0.0),
+    pytest.param(staging_begun, 0.0, marks=pytest.mark.long),
+    pytest.param(intent_written, 0.0, marks=pytest.mark.long),
+    pytest.param(tagged, DELAY_S, marks=pytest.mark.long),
 ]
 
 
@@ -97,15 +104,14 @@ def test_the_run_after_a_killed_driver_mends_everything(
         finally:
             driver.kill()
             driver.wait()
+    TALLY.injected[KIND] += 1
     if reached is not tagged:  # by then the driver may have ended by itself
         assert driver.returncode == -signal.SIGKILL, log.read_text(encoding="utf-8")
     assert_ended(below)
     assert reached(Path(job.output), log), log.read_text(encoding="utf-8")
 
     assert job.tag() == run.EXIT_OK, job.text
-    assert_same_tables(job, undisturbed)
-    assert_nothing_doubled(job)
-    assert_nothing_left_over(job)
+    assert_mended(job, undisturbed, KIND)
     assert job.tag() == run.EXIT_OK
     assert "nothing to do: all unchanged" in job.text
 
@@ -133,16 +139,6 @@ def is_at_work(process: psutil.Process) -> bool:
 
 def start_driver(job: Job, temporary: Path, output_fd: int) -> subprocess.Popen[bytes]:
     """`vca tag` with its own local cluster, as a user starts it."""
-    config = job.config()
-    command = [VCA, "tag", "--config", str(REPOSITORY / "configs" / "local.yaml")]
-    settings = {
-        "archive.uri": config.archive.uri,
-        "output.uri": config.output.uri,
-        "taxonomy": config.taxonomy,
-        "tracking.enabled": "false",
-        "ray.num_cpus": "2",
-    } | dict(setting.split("=", 1) for setting in job.settings)
-    command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [VCA, *tag_arguments(job, "ray.num_cpus=2")]
+    environment = driver_environment(temporary)
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output_fd, stderr=subprocess.STDOUT)

@@ -1,35 +1,72 @@
 """What must hold of an output whatever happened while it was made."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 from tests.support.runs import Job, stable_rows
+from tests.support.tally import TALLY
 from vca.core.schemas import TABLES
+from vca.media.output import TEMPORARY, Output
 
 
 def assert_same_tables(job: Job, undisturbed: Job, apart_from: tuple[str, ...] = ()) -> None:
     """The newest rows equal those of a run that nothing disturbed, to the last score."""
     for table in TABLES:
         if table not in ("runs", *apart_from):
-            assert stable_rows(job.reader(), table).equals(stable_rows(undisturbed.reader(), table)), table
+            found, expected = stable_rows(job.reader(), table), stable_rows(undisturbed.reader(), table)
+            lost, doubled, differing = TALLY.compare(
+                *([(_identity(table, row), repr(row)) for row in rows.to_pylist()] for rows in (expected, found))
+            )
+            assert found.equals(expected), f"{table}: rows lost {lost}, doubled {doubled}, differing {differing}"
+
+
+def _identity(table: str, row: dict[str, object]) -> str:
+    return repr([table, *(row[name] for name in TABLES[table].sort_by)])
 
 
 def assert_nothing_doubled(job: Job) -> None:
-    """No video was published twice with the same outcome, and no row of a table twice by one run."""
-    doubled = "SELECT key, status, count(*) AS n FROM all_videos GROUP BY ALL HAVING n > 1"
-    assert job.query(doubled) == []
+    """No version of a video was published twice with the same outcome, and no row of a table twice by one run."""
+    doubled = job.query(
+        "SELECT key, status, fingerprint, attempts, feature_set, model_version, taxonomy_version, count(*) AS n "
+        "FROM all_videos GROUP BY ALL HAVING n > 1"
+    )
+    TALLY.doubled += len(doubled)
+    assert doubled == []
     for table in TABLES:
         total, different = (
             job.query(f"SELECT count(*) AS n FROM {source}")[0]["n"]
             for source in (f"all_{table}", f"(SELECT DISTINCT * FROM all_{table})")
         )
+        TALLY.doubled += total - different
         assert total == different, f"{table}: {total - different} doubled rows"
 
 
 def assert_nothing_left_over(job: Job) -> None:
-    """No staging, and every file under `tables` is in the manifest."""
-    root = Path(job.output)
-    assert [path for path in (root / "staging").rglob("*") if path.is_file()] == []
+    """No staging, no unfinished file, and every file under `tables` is in the manifest."""
+    files = set(all_files(Output(job.config().output)))
+    assert {name for name in files if name.startswith("staging/")} == set()
+    assert {name for name in files if name.rpartition("/")[2].startswith(TEMPORARY)} == set()
     manifest = job.reader().current()
     assert manifest is not None
-    published = {root / file.path for table in manifest.tables.values() for file in table.files}
-    assert {path for path in (root / "tables").rglob("*") if path.is_file()} == published
+    published = {file.path for table in manifest.tables.values() for file in table.files}
+    assert {name for name in files if name.startswith("tables/")} == published
+
+
+def all_files(output: Output) -> Iterator[str]:
+    """Every file below an output, those that `Output.list` leaves out too."""
+    for path in output.filesystem.find(output.root):
+        yield path[len(output.root.rstrip("/")) + 1 :]
+
+
+def assert_balanced(job: Job) -> None:
+    """Every run put each listed object into exactly one state."""
+    states = "tagged + partial + unchanged + quarantined + deferred"
+    assert job.query(f"SELECT run_id FROM all_runs WHERE listed <> {states}") == []
+
+
+def assert_mended(job: Job, undisturbed: Job, kind: str, apart_from: tuple[str, ...] = ()) -> None:
+    """The run after a fault of this kind has published what a run without it would have."""
+    assert_same_tables(job, undisturbed, apart_from)
+    assert_nothing_doubled(job)
+    assert_nothing_left_over(job)
+    assert_balanced(job)
+    TALLY.resumed[kind] += 1

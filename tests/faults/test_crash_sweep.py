@@ -1,0 +1,179 @@
+"""The driver kills itself before each change of its output in turn: the next run ends with the tables of a quiet night.
+
+Every driver is a process of its own that joins the cluster of these tests; `tests.support.doomed` says how the points are
+hit exactly. test_killed_driver.py kills drivers with a cluster of their own, from outside.
+"""
+
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.drivers import Point, run_doomed
+from tests.support.outcomes import assert_mended
+from tests.support.runs import LIGHT, Job
+from tests.support.tally import TALLY
+from vca.core.schemas import TABLES
+from vca.pipelines import run
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+KIND = "killed driver"
+SEED = 11
+SETTINGS = (
+    *LIGHT,
+    "sampling.segment_s=30",
+    # A part after every segment and a line after every video: the points follow each other closely.
+    "run.flush_s=0.001",
+    "run.progress_s=0.001",
+    # One worker a stage: what is stored when is the same in every run, and a cluster of two CPUs is quickly up.
+    "resources.readers=1",
+    "resources.encoders=1",
+    "resources.predictors=1",
+)
+FIRST = {
+    "school/lesson-07.mp4": "school/lesson-07.mp4",
+    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
+    "news/2026-03-01/weather.mkv": "news/2026-03-01/weather.mkv",
+    "film/silent-1925.avi": "film/silent-1925.avi",
+    "damaged/notes.mp4": "damaged/notes.mp4",
+}
+"""Key in the archive: clip of the demo. Three good videos, a text beside one, and one that is no media."""
+SECOND = {
+    "school/lesson-07.mp4": "school/lesson-07.mp4",
+    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
+    "film/silent-1925.avi": "kitchen/onion-soup.webm",
+    "radio/concert.m4a": "radio/concert.m4a",
+    "damaged/lost-index.mp4": "damaged/lost-index.mp4",
+    "damaged/notes.mp4": "damaged/notes.mp4",
+}
+"""A night later: one is gone, one has other content, two are new, one of which is broken."""
+
+
+def archive(demo: Path, folder: Path, clips: dict[str, str]) -> Path:
+    for key, clip in clips.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(demo / clip, folder / key)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(demo_archive: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The first night, undisturbed."""
+    TALLY.seeds["crash sweep"] = SEED
+    folder = tmp_path_factory.mktemp("first")
+    job = Job(str(archive(demo_archive, folder / "archive", FIRST)), str(folder / "out"), SETTINGS)
+    assert job.tag() == run.EXIT_OK, job.text
+    return job
+
+
+@pytest.fixture(scope="module")
+def second(demo_archive: Path, first: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The second night, undisturbed."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(first.output, folder / "out")
+    job = Job(str(archive(demo_archive, folder / "archive", SECOND)), str(folder / "out"), SETTINGS)
+    assert job.tag() == run.EXIT_OK, job.text
+    return job
+
+
+@pytest.fixture(scope="module")
+def stored(first: Job, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a second night that was killed when all was decoded and nothing tagged: publishing is next."""
+    return killed_copy(second, Path(first.output), tmp_path_factory.mktemp("stored"), Point("line", 1, r"\] tag"))
+
+
+@pytest.fixture(scope="module")
+def complete(stored: Path, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a second night that was killed before its first file was moved to its place."""
+    return killed_copy(second, stored, tmp_path_factory.mktemp("complete"), Point("change", 1, "rename to tables/"))
+
+
+def killed_copy(job: Job, before: Path | None, folder: Path, point: Point) -> Path:
+    """A copy of an output after a driver that was killed at a point."""
+    if before is not None:
+        shutil.copytree(before, folder / "out")
+    doomed = Job(job.archive, str(folder / "out"), job.settings)
+    ended, changes = run_doomed(doomed, folder, point)
+    assert ended.code == -signal.SIGKILL, (ended.text, changes)
+    TALLY.injected[KIND] += 1
+    return folder / "out"
+
+
+def assert_the_next_run_mends(job: Job, out: Path) -> None:
+    """One run more publishes the tables of the undisturbed one, and the run after it has nothing to do."""
+    mended = Job(job.archive, str(out), job.settings)
+    assert mended.tag() == run.EXIT_OK, mended.text
+    assert_mended(mended, job, KIND)
+    before = mended.reader().current()
+    assert mended.tag() == run.EXIT_OK
+    assert "nothing to do: all unchanged" in mended.text
+    after = mended.reader().current()
+    assert before is not None
+    assert after is not None
+    assert after.tables["videos"] == before.tables["videos"]
+
+
+def change(pattern: str, number: int = 1) -> Point:
+    return Point("change", number, pattern)
+
+
+def some_long(points: list[Point], short: set[int]) -> list[object]:
+    """All points; those that are not in `short` are left to `make faults`."""
+    marks = [() if i in short else (pytest.mark.long,) for i in range(len(points))]
+    return [pytest.param(point, id=str(point), marks=mark) for point, mark in zip(points, marks, strict=True)]
+
+
+N_CHANGES = 60
+"""Of a first night there are a few more: the parts of the feature store vary with the speed of the machine."""
+SWEEP = [
+    *(change("", n) for n in sorted(random.Random(SEED).sample(range(1, N_CHANGES), 24))),
+    *(Point("line", k, r"\] read") for k in (1, 3, 4)),
+    *(Point("line", k, r"\] tag") for k in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize("point", some_long(SWEEP, {3, 25}))
+def test_a_first_night_killed_anywhere(first: Job, tmp_path: Path, point: Point) -> None:
+    """30 points over the whole run: while segments are stored, while videos are tagged, in staging and publishing."""
+    assert_the_next_run_mends(first, killed_copy(first, None, tmp_path, point))
+
+
+PUBLISHING = [
+    *(change(f"{verb} staging/RUN/tables/{table}/") for table in TABLES for verb in ("write", "rename to")),
+    change("write staging/RUN/.vca-tmp"),
+    change("rename to staging/RUN/manifest.json"),
+    *(change(f"rename to tables/{table}/") for table in TABLES),
+    change("write manifests/", 1),
+    change("rename to manifests/RUN.json"),
+    change("write manifests/", 2),
+    change("rename to manifests/current.json"),
+    *(change("rmdir staging/", k) for k in (1, 2, 7, 13)),
+    change("remove staging/RUN/manifest.json"),
+    change("rmdir staging/RUN$"),
+]
+SWAP = PUBLISHING.index(change("rename to manifests/current.json"))
+
+
+@pytest.mark.parametrize("point", some_long(PUBLISHING, {20, SWAP, SWAP + 1}))
+def test_a_later_night_killed_at_every_step_of_publishing(
+    stored: Path, second: Job, tmp_path: Path, point: Point
+) -> None:
+    """With rows of an older run, a changed video, a deleted and a broken one; readers see one night or the other."""
+    out = killed_copy(second, stored, tmp_path, point)
+    seen = Job(second.archive, str(out), second.settings)
+    after_the_swap = PUBLISHING.index(point) > SWAP
+    gone = seen.query("SELECT count(*) AS n FROM videos WHERE status = 'gone'")[0]["n"]
+    assert gone == int(after_the_swap), "a half-published night is visible"
+    assert_the_next_run_mends(second, out)
+
+
+RECOVERING = PUBLISHING[PUBLISHING.index(change("rename to tables/videos/")) :]
+
+
+@pytest.mark.parametrize("point", some_long(RECOVERING, {5}))
+def test_killed_again_while_finishing_a_killed_run(complete: Path, second: Job, tmp_path: Path, point: Point) -> None:
+    """Recovery is itself stopped at every step, and the run after that ends it."""
+    assert_the_next_run_mends(second, killed_copy(second, complete, tmp_path, point))
