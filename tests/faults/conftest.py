@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import nights
 from tests.support.cluster import local_cluster
+from tests.support.drivers import Point, killed_copy
 from tests.support.memory import peak_memory
+from tests.support.nights import make_archive
 from tests.support.runs import Job
 from tests.support.tally import TALLY
 
@@ -53,6 +56,31 @@ def undisturbed(small_archive: Path, ray_cluster: None, tmp_path_factory: pytest
 
 SETTINGS = ("sampling.segment_s=120",)
 """Each video is one segment: its one reading is either interrupted or not."""
+
+
+@pytest.fixture(scope="session")
+def first(demo_archive: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The first night, undisturbed."""
+    folder = tmp_path_factory.mktemp("first")
+    job = Job(str(make_archive(demo_archive, folder / "archive", nights.FIRST)), str(folder / "out"), nights.SETTINGS)
+    assert job.tag() == 0, job.text
+    return job
+
+
+@pytest.fixture(scope="session")
+def second(demo_archive: Path, first: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The second night, undisturbed."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(first.output, folder / "out")
+    job = Job(str(make_archive(demo_archive, folder / "archive", nights.SECOND)), str(folder / "out"), nights.SETTINGS)
+    assert job.tag() == 0, job.text
+    return job
+
+
+@pytest.fixture(scope="session")
+def stored(first: Job, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a second night that was killed when all was decoded and nothing tagged: publishing is next."""
+    return killed_copy(second, Path(first.output), tmp_path_factory.mktemp("stored"), Point("line", 1, r"\] tag"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

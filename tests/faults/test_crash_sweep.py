@@ -1,112 +1,38 @@
-"""The driver kills itself before each change of its output in turn: the next run ends with the tables of a quiet night.
+"""The driver kills itself before each change of its output in turn, and the next run mends it.
 
-Every driver is a process of its own that joins the cluster of these tests; `tests.support.doomed` says how the points are
-hit exactly. test_killed_driver.py kills drivers with a cluster of their own, from outside.
+Every driver is a process of its own that joins the cluster of these tests; `tests.support.doomed` says how the points
+are hit exactly. test_killed_driver.py kills drivers with a cluster of their own, from outside.
 """
 
 import random
-import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.drivers import Point, run_doomed
+from tests.support.drivers import KILLED, Point, killed_copy
 from tests.support.outcomes import assert_mended
-from tests.support.runs import LIGHT, Job
+from tests.support.runs import Job
 from tests.support.tally import TALLY
 from vca.core.schemas import TABLES
 from vca.pipelines import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
-KIND = "killed driver"
 SEED = 11
-SETTINGS = (
-    *LIGHT,
-    "sampling.segment_s=30",
-    # A part after every segment and a line after every video: the points follow each other closely.
-    "run.flush_s=0.001",
-    "run.progress_s=0.001",
-    # One worker a stage: what is stored when is the same in every run, and a cluster of two CPUs is quickly up.
-    "resources.readers=1",
-    "resources.encoders=1",
-    "resources.predictors=1",
-)
-FIRST = {
-    "school/lesson-07.mp4": "school/lesson-07.mp4",
-    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
-    "news/2026-03-01/weather.mkv": "news/2026-03-01/weather.mkv",
-    "film/silent-1925.avi": "film/silent-1925.avi",
-    "damaged/notes.mp4": "damaged/notes.mp4",
-}
-"""Key in the archive: clip of the demo. Three good videos, a text beside one, and one that is no media."""
-SECOND = {
-    "school/lesson-07.mp4": "school/lesson-07.mp4",
-    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
-    "film/silent-1925.avi": "kitchen/onion-soup.webm",
-    "radio/concert.m4a": "radio/concert.m4a",
-    "damaged/lost-index.mp4": "damaged/lost-index.mp4",
-    "damaged/notes.mp4": "damaged/notes.mp4",
-}
-"""A night later: one is gone, one has other content, two are new, one of which is broken."""
-
-
-def archive(demo: Path, folder: Path, clips: dict[str, str]) -> Path:
-    for key, clip in clips.items():
-        (folder / key).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(demo / clip, folder / key)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first(demo_archive: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The first night, undisturbed."""
-    TALLY.seeds["crash sweep"] = SEED
-    folder = tmp_path_factory.mktemp("first")
-    job = Job(str(archive(demo_archive, folder / "archive", FIRST)), str(folder / "out"), SETTINGS)
-    assert job.tag() == run.EXIT_OK, job.text
-    return job
-
-
-@pytest.fixture(scope="module")
-def second(demo_archive: Path, first: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The second night, undisturbed."""
-    folder = tmp_path_factory.mktemp("second")
-    shutil.copytree(first.output, folder / "out")
-    job = Job(str(archive(demo_archive, folder / "archive", SECOND)), str(folder / "out"), SETTINGS)
-    assert job.tag() == run.EXIT_OK, job.text
-    return job
-
-
-@pytest.fixture(scope="module")
-def stored(first: Job, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a second night that was killed when all was decoded and nothing tagged: publishing is next."""
-    return killed_copy(second, Path(first.output), tmp_path_factory.mktemp("stored"), Point("line", 1, r"\] tag"))
+TALLY.seeds["crash sweep"] = SEED
 
 
 @pytest.fixture(scope="module")
 def complete(stored: Path, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a second night that was killed before its first file was moved to its place."""
-    return killed_copy(second, stored, tmp_path_factory.mktemp("complete"), Point("change", 1, "rename to tables/"))
-
-
-def killed_copy(job: Job, before: Path | None, folder: Path, point: Point) -> Path:
-    """A copy of an output after a driver that was killed at a point."""
-    if before is not None:
-        shutil.copytree(before, folder / "out")
-    doomed = Job(job.archive, str(folder / "out"), job.settings)
-    ended, changes = run_doomed(doomed, folder, point)
-    assert ended.code == -signal.SIGKILL, (ended.text, changes)
-    TALLY.injected[KIND] += 1
-    return folder / "out"
+    return killed_copy(second, stored, tmp_path_factory.mktemp("complete"), change("rename to tables/"))
 
 
 def assert_the_next_run_mends(job: Job, out: Path) -> None:
     """One run more publishes the tables of the undisturbed one, and the run after it has nothing to do."""
     mended = Job(job.archive, str(out), job.settings)
     assert mended.tag() == run.EXIT_OK, mended.text
-    assert_mended(mended, job, KIND)
+    assert_mended(mended, job, KILLED)
     before = mended.reader().current()
     assert mended.tag() == run.EXIT_OK
     assert "nothing to do: all unchanged" in mended.text

@@ -3,7 +3,6 @@
 test_crash_sweep.py has many more points of a run, hit exactly.
 """
 
-import os
 import random
 import shutil
 import signal

@@ -234,6 +234,18 @@ def test_read_bytes_stops_at_its_limit(server: S3Server) -> None:
     assert caught.value.code == ErrorCode.OUTPUT_LIMIT
 
 
+def test_read_bytes_takes_only_the_version_that_was_listed(server: S3Server) -> None:
+    """Words of a replaced sidecar must not be published under the fingerprint of the old one."""
+    server.put("films", "replaced/a.mp4", b"old")
+    archive = archive_at(server, "s3://films/replaced")
+    version = str(listing(archive)["a.mp4"]["version"])
+    assert archive.read_bytes("a.mp4", 10, version) == b"old"
+    server.put("films", "replaced/a.mp4", b"new")
+    with pytest.raises(MediaError) as caught:
+        archive.read_bytes("a.mp4", 10, version)
+    assert caught.value.code == ErrorCode.OBJECT_CHANGED
+
+
 def test_archive_goes_to_another_process(server: S3Server) -> None:
     """A used archive can be sent to a worker, which makes its own connection."""
     server.put("films", "pickle/a.mp4", b"abc")

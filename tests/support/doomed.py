@@ -5,14 +5,15 @@
 Nothing of the product is replaced. Python tells an audit hook of every file that is about to be opened for writing,
 renamed or removed. Between two such changes a folder differs only in empty folders and in what an unfinished temporary
 file holds, so killing before each of them covers every state that a crash can leave. The journal names the changes, one
-a line, before they happen. KIND is `change` or `line` (of stdout); the process ends before the NUMBER-th (from 1) in which
-the regular expression PATTERN is found.
+a line, before they happen. KIND is `change` or `line` (of stdout); the process ends before the NUMBER-th (from 1) in
+which the regular expression PATTERN is found.
 """
 
 import os
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -22,7 +23,7 @@ class Death:
     """The audit hook: counts the changes below one folder and sends SIGKILL before the chosen one."""
 
     def __init__(self, folder: str, journal: str, number: int, pattern: str) -> None:
-        self._folder = os.path.abspath(folder)
+        self._folder = Path(folder).absolute()
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._left, self._pattern = number, re.compile(pattern)
 
@@ -49,11 +50,11 @@ class Death:
         if not isinstance(path, str | os.PathLike):
             return None
         if dir_fd >= 0:  # rmtree works below open folders
-            path = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
-        full = os.path.abspath(path)
-        if not f"{full}/".startswith(f"{self._folder}/"):
+            path = Path(f"/proc/self/fd/{dir_fd}").readlink() / path
+        full = Path(path).absolute()
+        if not full.is_relative_to(self._folder):
             return None
-        return f"{verb} {stable_name(os.path.relpath(full, self._folder))}"
+        return f"{verb} {stable_name(str(full.relative_to(self._folder)))}"
 
 
 def stable_name(path: str) -> str:

@@ -1,6 +1,8 @@
 """`vca tag` as a process of its own, as a user starts it."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,8 @@ from pathlib import Path
 from tests.support.runs import REPOSITORY, Job
 from tests.support.tally import TALLY
 
+KILLED = "killed driver"
+"""What the table at the end calls it."""
 LIMIT_S = 300.0
 """A driver that is at work for longer hangs."""
 
@@ -94,6 +98,17 @@ def run_doomed(job: Job, folder: Path, point: Point, *settings: str) -> tuple[En
     launch += [point.kind, str(point.number), point.pattern]
     ended = run_driver([*launch, *tag_arguments(job, *_joining(settings))], folder / "log", driver_environment())
     return ended, journal.read_text(encoding="utf-8").splitlines()
+
+
+def killed_copy(job: Job, before: Path | None, folder: Path, point: Point) -> Path:
+    """A copy of an output after a driver that was killed at a point."""
+    if before is not None:
+        shutil.copytree(before, folder / "out")
+    doomed = Job(job.archive, str(folder / "out"), job.settings)
+    ended, changes = run_doomed(doomed, folder, point)
+    assert ended.code == -signal.SIGKILL, (ended.text, changes)
+    TALLY.injected[KILLED] += 1
+    return folder / "out"
 
 
 def _joining(settings: Sequence[str]) -> tuple[str, ...]:

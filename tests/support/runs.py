@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vca.core.errors import VcaError
 from vca.core.storage import StorageConfig
 from vca.pipelines import run
 from vca.pipelines.config import TagConfig, read_config
@@ -50,6 +51,13 @@ class Job:
     def tag(self, *settings: str) -> int:
         self.said.clear()
         return run.tag(self.config(*settings), say=self.said.append)
+
+    def attempt(self, *settings: str) -> tuple[int, str]:
+        """Exit code and words of a run that may be refused or fail; a defect still raises."""
+        try:
+            return self.tag(*settings), self.text
+        except VcaError as error:
+            return error.exit_code, f"{self.text}\nvca: {error}"
 
     @property
     def text(self) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vca.core.config import build_config
 from vca.core.errors import CODES, ConfigError, ErrorCode, MediaError
+from vca.core.identity import object_version
 from vca.media.source import LocalSource
 from vca.media.storage import (
     LISTING,
@@ -455,6 +456,18 @@ def test_read_bytes_has_a_limit(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         archive.read_bytes("a.srt", 4)
     assert caught.value.code == ErrorCode.OUTPUT_LIMIT
+
+
+def test_read_bytes_takes_only_the_version_that_was_listed(tmp_path: Path) -> None:
+    """Words of a replaced sidecar must not be published under the fingerprint of the old one."""
+    path = write(tmp_path, "a.srt", b"12345")
+    archive = archive_of(tmp_path)
+    version = object_version(5, None, path.stat().st_mtime_ns // 1000)
+    assert archive.read_bytes("a.srt", 5, version) == b"12345"
+    path.write_bytes(b"other words")
+    with pytest.raises(MediaError) as caught:
+        archive.read_bytes("a.srt", 100, version)
+    assert caught.value.code == ErrorCode.OBJECT_CHANGED
 
 
 @pytest.mark.parametrize(

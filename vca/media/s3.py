@@ -342,15 +342,17 @@ class S3Location:
         """
         assert offset >= 0
         assert length > 0
-        arguments = {"Range": f"bytes={offset}-{offset + length - 1}"}
-        etag = version.partition("/")[2] if version else ""
-        if etag:
-            arguments["IfMatch"] = f'"{etag}"'
-        return self._get(key, length, offset, **arguments)
+        return self._get(key, length, offset, Range=f"bytes={offset}-{offset + length - 1}", **_only(version))
 
-    def read_start(self, key: str, length: int) -> bytes:
-        """The first `length` bytes or the whole object; unlike a range this also works for an empty object."""
-        return self._get(key, length, 0)
+    def read_start(self, key: str, length: int, version: str | None = None) -> bytes:
+        """The first `length` bytes or the whole object; unlike a range this also works for an empty object.
+
+        With a version, another object under the same key is OBJECT_CHANGED.
+        """
+        only = _only(version)
+        if version is not None and not only:
+            self.check_version(key, version)
+        return self._get(key, length, 0, **only)
 
     def _get(self, key: str, length: int, offset: int, **arguments: str) -> bytes:
         with storage_errors(key):
@@ -385,3 +387,9 @@ class S3Location:
 
         result: bytes = sync(self.filesystem.loop, read)
         return result
+
+
+def _only(version: str | None) -> dict[str, str]:
+    """The condition of a request for this version of an object; nothing where the version holds no etag."""
+    etag = version.partition("/")[2] if version else ""
+    return {"IfMatch": f'"{etag}"'} if etag else {}

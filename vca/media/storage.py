@@ -345,16 +345,19 @@ class Archive:
         self._s3.check_version(key, version)
         yield RangeSource(_RangeReader(self._s3, key, size_bytes, version), size_bytes, key)
 
-    def read_bytes(self, key: str, limit_bytes: int) -> bytes:
-        """A whole small object. `MediaError` OUTPUT_LIMIT if it is larger than `limit_bytes`."""
+    def read_bytes(self, key: str, limit_bytes: int, version: str | None = None) -> bytes:
+        """A whole small object. `MediaError` OUTPUT_LIMIT if it is larger than `limit_bytes`.
+
+        With the version that was listed, another object under the same key is OBJECT_CHANGED.
+        """
         if not is_plain_key(key):
             raise MediaError(ErrorCode.BAD_KEY, f"the key cannot be opened by name: {key}")
         if self._s3 is None:
-            path = self._open_local(key, None)
+            path = self._open_local(key, version)
             with storage_errors(key), Path(path).open("rb") as file:
                 data = file.read(limit_bytes + 1)
         else:
-            data = self._s3.read_start(key, limit_bytes + 1)
+            data = self._s3.read_start(key, limit_bytes + 1, version)
         if len(data) > limit_bytes:
             raise MediaError(ErrorCode.OUTPUT_LIMIT, f"larger than {limit_bytes} bytes: {key}")
         return data

@@ -170,7 +170,7 @@ class ReadStage:
         for sidecar in task["sidecars"] or []:
             language = sidecar_language(task["key"], sidecar["key"])
             try:
-                data = self._archive.read_bytes(sidecar["key"], SIDECAR_LIMIT_BYTES)
+                data = self._archive.read_bytes(sidecar["key"], SIDECAR_LIMIT_BYTES, sidecar["version"])
                 found = parse_sidecar(data, sidecar["key"].rpartition("/")[2])
             except MediaError as error:
                 if error.code == ErrorCode.OBJECT_MISSING:

@@ -1,0 +1,137 @@
+"""The disk of the output is full or turns read-only: one line, code 3 (2 before anything began), nothing is lost.
+
+Real file systems: small ones in memory, which only root may mount.
+"""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import nights
+from tests.support.outcomes import assert_mended
+from tests.support.processes import meanwhile, wait_for
+from tests.support.runs import Job
+from tests.support.tally import TALLY
+from vca.pipelines import run
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+FULL, READ_ONLY = "full disk", "read-only disk"
+PAGE_BYTES = 4096
+LARGE_BYTES = 64 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={LARGE_BYTES}", "vca-faults", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"this user may not mount a file system here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk: Path, options: str) -> bool:
+    """Whether it worked: a file system with a file open for writing does not turn read-only."""
+    command = ["mount", "-o", f"remount,{options}", str(disk)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def used_bytes(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // PAGE_BYTES) * PAGE_BYTES for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "share", [pytest.param(share, marks=() if share == 0.5 else pytest.mark.long) for share in (0.05, 0.2, 0.5, 0.8)]
+)
+def test_the_disk_fills_up_in_the_first_night(first: Job, disk: Path, share: float) -> None:
+    """Room for a share of what the night writes."""
+    job = Job(first.archive, str(disk / "out"), nights.SETTINGS)
+    assert remount(disk, f"size={int(used_bytes(Path(first.output)) * share)}")
+    code, text = job.attempt()
+    assert_nothing_published_for_want_of_space(code, text)
+    assert job.reader().current() is None
+    assert remount(disk, f"size={LARGE_BYTES}")
+    assert job.tag() == run.EXIT_OK, job.text
+    assert_mended(job, first, FULL)
+
+
+@pytest.mark.parametrize("pages", [pytest.param(n, marks=() if n == 14 else pytest.mark.long) for n in (2, 8, 14, 18)])
+def test_the_disk_fills_up_while_a_night_is_published(second: Job, stored: Path, disk: Path, pages: int) -> None:
+    """Room for some pages more than what is stored: enough for a part of the staging, or for all but the manifests."""
+    shutil.copytree(stored, disk / "out")
+    job = Job(second.archive, str(disk / "out"), nights.SETTINGS)
+    assert remount(disk, f"size={used_bytes(disk) + pages * PAGE_BYTES}")
+    before = job.reader().current()
+    code, text = job.attempt()
+    assert_nothing_published_for_want_of_space(code, text)
+    assert job.reader().current() == before
+    assert remount(disk, f"size={LARGE_BYTES}")
+    assert job.tag() == run.EXIT_OK, job.text
+    assert_mended(job, second, FULL)
+
+
+def assert_nothing_published_for_want_of_space(code: int, text: str) -> None:
+    TALLY.injected[FULL] += 1
+    assert code == run.EXIT_NOT_PUBLISHED, text
+    assert "output.uri" in text.splitlines()[-1]
+    assert "No space left" in text or "no space left" in text, text
+
+
+def test_the_drivers_own_disk_is_full(first: Job, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a run wait in a temporary folder until they are published: the line names that folder."""
+    job = Job(first.archive, str(tmp_path / "out"), nights.SETTINGS)
+    assert remount(disk, f"size={6 * PAGE_BYTES}")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(disk))
+        code, text = job.attempt()
+    TALLY.injected[FULL] += 1
+    assert code == run.EXIT_NOT_PUBLISHED, text
+    assert str(disk) in text.splitlines()[-1], text
+    assert job.reader().current() is None
+    assert job.tag() == run.EXIT_OK, job.text
+    assert_mended(job, first, FULL)
+
+
+def test_a_read_only_output_is_refused(first: Job, disk: Path) -> None:
+    """Before anything is decoded."""
+    job = Job(first.archive, str(disk / "out"), nights.SETTINGS)
+    assert remount(disk, "ro")
+    code, text = job.attempt()
+    TALLY.injected[READ_ONLY] += 1
+    assert code == run.EXIT_CONFIG, text
+    assert "output.uri" in text
+    assert list(disk.iterdir()) == []
+
+
+def test_the_output_turns_read_only_in_mid_run(first: Job, disk: Path) -> None:
+    """As a disk with errors does: what is stored until then is used by the next run."""
+    job = Job(first.archive, str(disk / "out"), nights.SETTINGS)
+
+    def turn() -> None:
+        wait_for(lambda: list(disk.glob("out/features/*/part-*")), "a first part")
+        wait_for(lambda: remount(disk, "ro"), "a moment without open files")
+
+    with meanwhile(turn):
+        code, text = job.attempt()
+    TALLY.injected[READ_ONLY] += 1
+    assert code == run.EXIT_NOT_PUBLISHED, text
+    assert "output.uri" in text.splitlines()[-1]
+    assert job.reader().current() is None
+    n_parts = len(list(disk.glob("out/features/*/part-*")))
+    assert n_parts > 0
+    assert remount(disk, "rw")
+    started = time.time()
+    assert job.tag() == run.EXIT_OK, job.text
+    assert len(list(disk.glob("out/features/*/part-*"))) > n_parts
+    kept = [path for path in disk.glob("out/features/*/part-*") if path.stat().st_mtime < started]
+    assert len(kept) == n_parts
+    assert_mended(job, first, READ_ONLY)

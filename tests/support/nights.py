@@ -1,0 +1,42 @@
+"""Two nights over a small archive, as the fault tests tag it again and again."""
+
+import shutil
+from pathlib import Path
+
+from tests.support.runs import LIGHT
+
+SETTINGS = (
+    *LIGHT,
+    "sampling.segment_s=30",
+    # A part after every segment and a line after every video: the points of a run follow each other closely.
+    "run.flush_s=0.001",
+    "run.progress_s=0.001",
+    # One worker a stage: what is stored when is the same in every run, and the workers are quickly up.
+    "resources.readers=1",
+    "resources.encoders=1",
+    "resources.predictors=1",
+)
+FIRST = {
+    "school/lesson-07.mp4": "school/lesson-07.mp4",
+    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
+    "news/2026-03-01/weather.mkv": "news/2026-03-01/weather.mkv",
+    "film/silent-1925.avi": "film/silent-1925.avi",
+    "damaged/notes.mp4": "damaged/notes.mp4",
+}
+"""Key in the archive: file of the demo. Three good videos, a text beside one, and one that is no media."""
+SECOND = {
+    "school/lesson-07.mp4": "school/lesson-07.mp4",
+    "school/lesson-07.en.srt": "school/lesson-07.en.srt",
+    "film/silent-1925.avi": "kitchen/onion-soup.webm",
+    "radio/concert.m4a": "radio/concert.m4a",
+    "damaged/lost-index.mp4": "damaged/lost-index.mp4",
+    "damaged/notes.mp4": "damaged/notes.mp4",
+}
+"""A night later: one is gone, one has other content, two are new, one of which is broken."""
+
+
+def make_archive(demo: Path, folder: Path, files: dict[str, str]) -> Path:
+    for key, name in files.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(demo / name, folder / key)
+    return folder
