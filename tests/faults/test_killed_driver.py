@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.drivers import driver_environment, tag_arguments
+from tests.support.drivers import KILLED, VCA, driver_environment, tag_arguments
 from tests.support.outcomes import assert_mended
 from tests.support.processes import GONE, family, wait_for
 from tests.support.runs import REPOSITORY, Job
@@ -26,8 +25,6 @@ from vca.pipelines import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
-VCA = str(Path(sys.executable).with_name("vca"))
-KIND = "killed driver"
 SEED = 7
 
 
@@ -103,14 +100,14 @@ def test_the_run_after_a_killed_driver_mends_everything(
         finally:
             driver.kill()
             driver.wait()
-    TALLY.injected[KIND] += 1
+    TALLY.injected[KILLED] += 1
     if reached is not tagged:  # by then the driver may have ended by itself
         assert driver.returncode == -signal.SIGKILL, log.read_text(encoding="utf-8")
     assert_ended(below)
     assert reached(Path(job.output), log), log.read_text(encoding="utf-8")
 
     assert job.tag() == run.EXIT_OK, job.text
-    assert_mended(job, undisturbed, KIND)
+    assert_mended(job, undisturbed, KILLED)
     assert job.tag() == run.EXIT_OK
     assert "nothing to do: all unchanged" in job.text
 

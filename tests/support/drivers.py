@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.support.runs import REPOSITORY, Job
 from tests.support.tally import TALLY
 
+VCA = str(Path(sys.executable).with_name("vca"))
 KILLED = "killed driver"
 """What the table at the end calls it."""
 LIMIT_S = 300.0
@@ -71,7 +72,7 @@ def cluster_address() -> str:
 
 def run_tag(job: Job, log: Path, *settings: str) -> Ended:
     """`vca tag` on the cluster of this process."""
-    command = [str(Path(sys.executable).with_name("vca")), *tag_arguments(job, *_joining(settings))]
+    command = [VCA, *tag_arguments(job, *_joining(settings))]
     return run_driver(command, log, driver_environment())
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,33 @@ def test_byte_ranges_need_few_bytes(decoder: DecoderProcess, media_dir: Path) ->
     assert remote.duration_us == _probe(decoder, path).duration_us
     assert remote.n_frames is None
     assert sum(read) < len(data)
+
+
+def _declaring_a_century(path: Path) -> bytes:
+    """The Matroska file with another duration in its header, in milliseconds."""
+    data = bytearray(path.read_bytes())
+    duration = data.index(b"\x44\x89\x88") + 3
+    data[duration : duration + 8] = struct.pack(">d", 100 * 365 * 86_400_000.0)
+    return bytes(data)
+
+
+def test_a_header_that_declares_a_century_is_not_believed(decoder: DecoderProcess, tmp_path: Path) -> None:
+    """Beyond decode.max_duration_h the packets say how long it is: a task a minute would fill the driver's memory."""
+    path = make_clip(tmp_path / "a.mkv", 25)
+    path.write_bytes(_declaring_a_century(path))
+    info = _probe(decoder, path)
+    assert (info.duration_us, info.declared_duration_us) == (1_000_000, None)
+
+
+def test_too_long_for_the_limit(tmp_path: Path) -> None:
+    """What really is that long, or cannot be looked through, fails with its own code and names the setting."""
+    path = make_clip(tmp_path / "a.mkv", 50)
+    with DecoderProcess(DecodeConfig(max_duration_h=1 / 3600)) as short, pytest.raises(MediaError) as caught:
+        _probe(short, path)
+    assert caught.value.code == ErrorCode.TOO_LONG
+    assert "decode.max_duration_h" in caught.value.message
+    data = _declaring_a_century(path)
+    source = RangeSource(lambda offset, length: data[offset : offset + length], len(data), "a.mkv")
+    with DecoderProcess(DecodeConfig()) as remote, pytest.raises(MediaError) as caught:
+        remote.probe(source)
+    assert caught.value.code == ErrorCode.TOO_LONG

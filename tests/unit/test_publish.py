@@ -187,3 +187,88 @@ def test_recovery_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     recover(output, reader)
     assert output.folders("staging") == ("holiday",)
     assert not unfinished.exists(), "also what only holds unfinished files goes"
+
+
+def stopped(tmp_path: Path, uri: str, run_id: str, videos: list[str], *, before: str) -> OutputReader:
+    """An output whose run was killed right before it moved its first file, or wrote its manifest or the pointer."""
+
+    class Killed(Output):
+        def move(self, source_relative: str, target_relative: str) -> None:
+            if before == "move":
+                raise Stopped
+            super().move(source_relative, target_relative)
+
+        def write_bytes(self, relative: str, data: bytes) -> None:
+            if relative.startswith("manifests/") and before == "manifest":
+                raise Stopped
+            super().write_bytes(relative, data)
+
+    reader = open_output(uri, StorageConfig())
+    with pytest.raises(Stopped):
+        run(Killed(OutputConfig(uri=uri)), reader, run_id, videos, tmp_path / run_id)
+    return reader
+
+
+@pytest.mark.parametrize("before", ["move", "manifest"])
+def test_a_complete_run_of_an_older_state_is_dropped(tmp_path: Path, before: str) -> None:
+    """Its manifest knows nothing of what was published since: finishing it would take those rows away."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    run(output, reader, RUN_1, ["a"], tmp_path / "w1")
+    stopped(tmp_path, uri, RUN_3, ["c"], before=before)  # it began last and was killed first
+    run(output, reader, RUN_2, ["b"], tmp_path / "w2")
+    assert recover(output, reader) is None
+    assert visible(reader) == [("a", RUN_1), ("b", RUN_2)]
+    assert not [name for name in output.list() if RUN_3 in name], "nothing of it is left, in tables neither"
+
+
+def test_of_two_complete_runs_the_first_is_finished(tmp_path: Path) -> None:
+    """Both were planned on the same state: the second does not know the rows of the first."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    stopped(tmp_path, uri, RUN_1, ["a"], before="move")
+    stopped(tmp_path, uri, RUN_2, ["b"], before="move")
+    assert recover(output, reader) == RUN_1
+    assert visible(reader) == [("a", RUN_1)]
+    assert not [name for name in output.list() if RUN_2 in name]
+
+
+@pytest.mark.parametrize("damage", ["a file is lost", "the manifest is damaged"])
+def test_what_cannot_be_finished_is_made_again(tmp_path: Path, damage: str) -> None:
+    """Every night would stop at it otherwise."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    stopped(tmp_path, uri, RUN_1, ["a"], before="move")
+    if damage == "a file is lost":
+        output.delete(next(name for name in output.list("staging") if "shots" in name))
+    else:
+        output.write_bytes(f"staging/{RUN_1}/manifest.json", b"{}")
+    assert recover(output, reader) is None
+    assert output.list() == []
+    run(output, reader, RUN_2, ["a"], tmp_path / "w2")
+    assert visible(reader) == [("a", RUN_2)]
+
+
+def test_a_published_run_keeps_its_files_when_its_staging_is_cleaned(tmp_path: Path) -> None:
+    """Killed between the swap and the end: the leftovers go, the rows stay."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    run(output, reader, RUN_1, ["a"], tmp_path / "w1")
+    manifest = reader.current()
+    assert manifest is not None
+    output.write_bytes(f"staging/{RUN_1}/manifest.json", manifest.to_json().encode())
+    assert recover(output, reader) is None
+    assert visible(reader) == [("a", RUN_1)]
+    assert output.list("staging") == []
+
+
+def test_unfinished_files_of_a_killed_run_go(tmp_path: Path) -> None:
+    """A file that was being written has no other trace; it would lie there for ever."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    for folder in ("", "manifests/", "features/f/", "features/imported/"):
+        path = tmp_path / "o" / folder / ".vca-tmp-1"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    recover(output, reader, "features/f")
+    assert [path.parent.name for path in (tmp_path / "o").rglob(".vca-tmp-*")] == ["imported"], "that of somebody else"

@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     DECODE_ERROR = "decode_error"
     # the limits of the decoding child
     TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_LONG = "too_long"
     OUTPUT_LIMIT = "output_limit"
     DECODE_TIMEOUT = "decode_timeout"
     DECODE_CPU_LIMIT = "decode_cpu_limit"
@@ -56,6 +57,7 @@ CODES: dict[ErrorCode, CodeInfo] = {
     ErrorCode.UNSUPPORTED_CODEC: CodeInfo("no decoder for the codec", False),
     ErrorCode.DECODE_ERROR: CodeInfo("the decoder rejected every packet", False),
     ErrorCode.TOO_MANY_PIXELS: CodeInfo("the picture is larger than decode.max_pixels", False),
+    ErrorCode.TOO_LONG: CodeInfo("the presentation is longer than decode.max_duration_h", False),
     ErrorCode.OUTPUT_LIMIT: CodeInfo("the decoded segment is larger than decode.max_output_mb", False),
     ErrorCode.DECODE_TIMEOUT: CodeInfo("decoding took longer than decode.wall_limit_s", True),
     ErrorCode.DECODE_CPU_LIMIT: CodeInfo("decoding used more CPU time than decode.cpu_limit_s", True),

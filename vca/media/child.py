@@ -155,7 +155,7 @@ def _answer(channel: Channel, shared_fd: int, config: DecodeConfig, request: dic
     if request["kind"] == "probe":
         media = source.open()
         try:
-            info = probe_media(media, scan_all=source.path is not None)
+            info = probe_media(media, scan_all=source.path is not None, max_duration_h=config.max_duration_h)
         finally:
             media.close()
         return {"kind": "probed", "info": info.to_row()}

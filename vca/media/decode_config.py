@@ -36,6 +36,9 @@ class DecodeConfig(Config):
     """Larger remote objects are read by byte range instead of being copied first."""
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Width times height of the coded picture."""
+    max_duration_h: float = Field(24.0, gt=0)
+    """Length of a presentation. Every minute of it costs tasks and memory, whether or not it holds anything: a damaged
+    header may declare a century."""
     max_output_mb: int = Field(512, ge=1)
     """Decoded arrays of one segment."""
     wall_limit_s: float = Field(120.0, gt=0)

@@ -319,6 +319,19 @@ class Output:
         if answer.get("Errors"):
             raise PermissionError(f"{len(answer['Errors'])} objects could not be deleted")
 
+    def delete_unfinished(self, relative: str) -> None:
+        """Delete the unfinished files that a killed process left directly in a folder."""
+        folder = self._relative(relative)
+        start = f"{folder}/{TEMPORARY}" if folder else TEMPORARY
+        with self.errors(folder):
+            if self._s3 is not None:
+                for page in self._s3.pages(start):
+                    for entry in page:
+                        self._s3.call("delete_object", Key=entry["Key"])
+            else:
+                for path in self._local(folder).glob(f"{TEMPORARY}*"):
+                    path.unlink(missing_ok=True)
+
     def delete_tree(self, relative: str) -> None:
         """Delete everything below a folder; it is fine if there is none. The root itself is refused."""
         folder = self._relative(relative)

@@ -65,10 +65,11 @@ class _Scan:
     picture: av.VideoFrame | None = None
 
 
-def probe_media(media: Media, *, scan_all: bool) -> MediaInfo:
+def probe_media(media: Media, *, scan_all: bool, max_duration_h: float) -> MediaInfo:
     """Demux (all packets, or only up to the first picture) and decode at most one picture.
 
-    Raises `MediaError`: no_frames, encrypted. Undecodable packets are left to the reader, which tries all of them.
+    Raises `MediaError`: no_frames, encrypted, too_long. Undecodable packets are left to the reader, which tries all of
+    them.
     """
     scan = _scan(media, scan_all)
     if scan.n_packets == 0:
@@ -76,10 +77,18 @@ def probe_media(media: Media, *, scan_all: bool) -> MediaInfo:
     if scan.n_encrypted == scan.n_packets:
         raise MediaError(ErrorCode.ENCRYPTED, "the packets are encrypted and no key is available")
     declared_us = _declared_duration_us(media, scan)
+    fps, variable = _frame_rate(media, scan)
+    duration_us = _duration_us(media, scan, declared_us, fps)
+    limit_us = round(max_duration_h * 3600 * US_PER_S)
+    if duration_us > limit_us and scan.complete:
+        # Whoever believes the header waits for a missing end; beyond the limit the packets are the better witness.
+        declared_us, duration_us = None, _duration_us(media, scan, None, fps)
+    if duration_us > limit_us:
+        message = f"{duration_us / 3600 / US_PER_S:.6g} h are above decode.max_duration_h = {max_duration_h:g}"
+        raise MediaError(ErrorCode.TOO_LONG, message)
     video = media.video
     context = video.codec_context if video is not None and can_decode(video) else None
     width = height = rotation = None
-    fps, variable = _frame_rate(media, scan)
     if video is not None and context is not None and context.width and context.height:
         matrix = orientation(scan.picture) if scan.picture is not None else None
         rotation = clockwise_turn(matrix)
@@ -87,7 +96,7 @@ def probe_media(media: Media, *, scan_all: bool) -> MediaInfo:
         width, height = display_size(coded.width, coded.height, video.sample_aspect_ratio, matrix)
     transfer = int(scan.picture.color_trc) if scan.picture is not None else None
     return MediaInfo(
-        duration_us=_duration_us(media, scan, declared_us, fps),
+        duration_us=duration_us,
         declared_duration_us=declared_us,
         container=media.format,
         video_codec=context.name if context is not None else None,

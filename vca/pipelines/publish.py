@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vca.core.config import without_secrets
-from vca.core.errors import PublishError, one_line
+from vca.core.errors import ConfigError, PublishError, one_line
 from vca.core.schemas import TABLES, Table
 from vca.media.output import Output
 from vca.media.s3 import storage_exceptions
@@ -260,30 +260,58 @@ def point_to(output: Output, run_id: str, before: str | None) -> None:
         raise PublishError(f"another run was published while {run_id} was; nothing published, run again")
 
 
-def recover(output: Output, published: OutputReader) -> str | None:
-    """Clean up after a killed run: finish publishing one that was complete, drop the staging of one that was not.
+def recover(output: Output, published: OutputReader, *written: str) -> str | None:
+    """Clean up after a killed run: finish publishing one that was complete, drop what is left of one that was not.
 
     Only under the lock of the output: the staging of a run at work looks the same. A complete run that was planned on
     another one than that in force is dropped, too: it would bring back what was rolled back, or hide what was published
-    meanwhile. Returns the id of a run that was finished now.
+    meanwhile. `written` are folders beside `manifests` in which a killed run may have left unfinished files. Returns
+    the id of a run that was finished now.
     """
     finished = None
     # Only folders that carry the name of a run are ours: somebody's output may hold other things.
     for run_id in (name for name in output.folders("staging") if RUN_ID.fullmatch(name)):
         before = output.version(CURRENT)
-        current = published.current()
+        current = published.current()  # the run before in this loop may have become it
         in_force = current.run_id if current is not None else None
-        if output.exists(_intent(run_id)) and run_id != in_force:
-            manifest = Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id))
-            if manifest.parent == in_force:
-                _finish(output, manifest, before)
-                finished = run_id
-                log.warning("run %s was complete but not published when it stopped; published now", run_id)
-                continue
+        manifest = _complete(output, run_id) if run_id != in_force else None
+        if manifest is not None and manifest.parent == in_force:
+            _finish(output, manifest, before)
+            finished = run_id
+            log.warning("run %s was complete but not published when it stopped; published now", run_id)
+            continue
+        if manifest is not None:
             text = "run %s was complete when it stopped, but planned on run %s, and %s is in force now; dropped"
             log.warning(text, run_id, manifest.parent, in_force)
-        output.delete_tree(f"staging/{run_id}")
+        _drop(output, run_id)
+    for folder in ("", "manifests", *written):
+        output.delete_unfinished(folder)
     return finished
+
+
+def _complete(output: Output, run_id: str) -> Manifest | None:
+    """The manifest of a staged run that can still be published; None where something of it is missing or damaged."""
+    if not output.exists(_intent(run_id)):
+        return None
+    try:
+        manifest = Manifest.from_json(output.read_bytes(_intent(run_id)), _intent(run_id))
+    except ConfigError as error:
+        log.warning("run %s was not published and is made again: %s", run_id, error)
+        return None
+    own = [file.path for table in manifest.tables.values() for file in table.files if file.run_id == run_id]
+    lost = [path for path in own if not output.exists(_staging_name(run_id, path)) and not output.exists(path)]
+    if lost or manifest.run_id != run_id:
+        log.warning("run %s was not published and is made again: %d of its files are missing", run_id, len(lost))
+        return None
+    return manifest
+
+
+def _drop(output: Output, run_id: str) -> None:
+    """Remove what a run staged, and what it had moved already if it was never in force."""
+    if not output.exists(manifest_path(run_id)):
+        for name in TABLES:
+            output.delete_tree(f"tables/{name}/run_id={run_id}")
+    output.delete_tree(f"staging/{run_id}")
 
 
 def _intent(run_id: str) -> str:

@@ -177,7 +177,7 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
     ):
         job = replace(job, model_place=place_model(job.chosen, job.output, job.taxonomy, config.tracking))
         work_dir = Path(folder)
-        finished = recover(job.output, job.published)
+        finished = recover(job.output, job.published, f"features/{job.versions.feature_set}")
         plan = job.plan(work_dir)
         with _cluster(job, plan) as slots:
             if finished is not None:
