@@ -3,7 +3,9 @@
 The servers are real: moto behind `tests.support.proxy`, which does the harm over HTTP.
 """
 
+import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from tests.support import nights
 from tests.support.outcomes import assert_balanced, assert_mended
+from tests.support.processes import titled
 from tests.support.proxy import Harm, Proxy, Request, harmful_proxy
 from tests.support.runs import Job
 from tests.support.s3 import S3Server, s3_server
@@ -216,6 +219,30 @@ def test_a_sidecar_is_replaced_between_listing_and_reading(
     server.put(FILMS, SIDECAR, original)
     assert reading.tag() == run.EXIT_OK, reading.text
     assert_mended(reading, first, READING, apart_from=("attempts",))
+
+
+@pytest.mark.parametrize("harm", [Harm.SLOW_DOWN, pytest.param(Harm.CUT, marks=pytest.mark.long)])
+def test_the_features_cannot_be_read_by_a_worker(writing: Job, proxy: Proxy, second: Job, harm: Harm) -> None:
+    """The driver is told by Ray: it is a storage that failed, not a defect, and features are not made again."""
+    before = writing.reader().current()
+    features = re.compile(r"features/.+/part-.+\.parquet")
+    pid = os.getpid()
+
+    def decide(request: Request) -> Harm | None:
+        # The driver's own look at the narrow columns comes first and passes.
+        read_by_worker = request.method == "GET" and features.fullmatch(request.key) and titled(pid, "PredictStage")
+        return harm if read_by_worker else None
+
+    proxy.harm = decide
+    code, text = writing.attempt()
+    TALLY.injected[WRITING] += 1
+    assert proxy.done
+    assert code == run.EXIT_NOT_PUBLISHED, text
+    assert "output: " in text.splitlines()[-1]
+    assert writing.reader().current() == before
+    proxy.harm = None
+    assert writing.tag() == run.EXIT_OK, writing.text
+    assert_mended(writing, second, WRITING)
 
 
 def writes(request: Request) -> bool:

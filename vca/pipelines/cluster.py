@@ -259,7 +259,9 @@ def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: flo
 
 
 def _rows(dataset: Any) -> Iterator[pa.Table]:
-    """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not inside Ray's report."""
+    """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not inside Ray's report, and so does
+    an output that a worker could not read.
+    """
     from ray.exceptions import RayError
 
     try:
@@ -269,6 +271,9 @@ def _rows(dataset: Any) -> Iterator[pa.Table]:
             found = re.search(rf"{kind.__module__}\.{kind.__name__}: (.+)", str(error))
             if found is not None:
                 raise kind(found[1].strip()) from error
+        found = re.search(r"(?:OSError|FileNotFoundError): (output: .+)", str(error))  # as `Output` raises them
+        if found is not None:
+            raise PublishError(f"{found[1].strip()}; nothing is lost, run again when the storage works") from error
         raise
 
 

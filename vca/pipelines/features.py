@@ -156,7 +156,7 @@ class FeatureStore:
 
     def _read_part(self, part: str, **options: Any) -> pa.Table:
         try:
-            with self.output.filesystem.open(self.output.path(part), "rb") as file:
+            with self.output.errors(part), self.output.filesystem.open(self.output.path(part), "rb") as file:
                 return pq.read_table(file, **options)
         except pa.ArrowException as error:
             raise PublishError(
