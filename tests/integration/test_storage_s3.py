@@ -330,6 +330,17 @@ def test_check_without_credentials(server: S3Server, tmp_path: Path) -> None:
         check_fails(Archive(config), "archive.storage.profile = 'nobody'", "no such profile")
 
 
+def test_a_worker_asks_for_its_own_node_only(server: S3Server, tmp_path: Path) -> None:
+    """A bucket that is slow when hundreds of workers start must not end the night; a node without credentials must."""
+    with faulty_server(lambda method, path, headers: error_answer(503, "SlowDown")) as address:
+        Archive(ArchiveConfig(uri="s3://films", storage=StorageConfig(endpoint_url=address))).check_node()
+    nowhere = {"AWS_CONFIG_FILE": str(tmp_path / "no"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no")}
+    with environment(nowhere, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")):
+        archive = Archive(ArchiveConfig(uri="s3://films", storage=server.storage(connect_timeout_s=4.0)))
+        with pytest.raises(ConfigError, match="no usable credentials"):
+            archive.check_node()
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

@@ -16,6 +16,8 @@ from vca.media.frames import clockwise_turn, display_size, orientation
 HDR_TRANSFERS = (16, 18)
 """SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG), numbers of ITU-T H.273."""
 
+_LARGEST_FPS = 10_000.0
+"""Beyond what cameras do; a damaged header says anything."""
 _TRIAL_PACKETS = 64
 """Packets given to a decoder before the probe does without a decoded picture."""
 
@@ -211,7 +213,8 @@ def _frame_rate(media: Media, scan: _Scan) -> tuple[float | None, bool | None]:
     """Average frames per second, and whether the distances differ (more than 2 % of them by over a tenth)."""
     if media.video is None:
         return None, None
-    declared = float(media.video.average_rate) if can_decode(media.video) and media.video.average_rate else None
+    rate = float(media.video.average_rate or 0) if can_decode(media.video) else 0.0
+    declared = rate if 0 < rate <= _LARGEST_FPS else None
     times = np.sort(np.frombuffer(scan.video_times, dtype=np.int64)) if len(scan.video_times) else np.zeros(0, np.int64)
     deltas = np.diff(times)
     deltas = deltas[deltas > 0]
@@ -220,4 +223,4 @@ def _frame_rate(media: Media, scan: _Scan) -> tuple[float | None, bool | None]:
     tick_us = float(media.video.time_base or 0) * US_PER_S
     middle = float(np.median(deltas))
     odd = np.abs(deltas - middle) > max(0.1 * middle, 1.5 * tick_us)
-    return US_PER_S / float(deltas.mean()), bool(odd.mean() > 0.02)
+    return min(US_PER_S / float(deltas.mean()), _LARGEST_FPS), bool(odd.mean() > 0.02)

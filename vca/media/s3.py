@@ -94,7 +94,7 @@ def _classify_client_error(error: BaseException) -> tuple[ErrorCode, str]:
 
     if isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError):
         return ErrorCode.STORAGE_TIMEOUT, "the storage did not answer in time"
-    if isinstance(error, _credential_errors()):
+    if lacks_credentials(error):
         return ErrorCode.ACCESS_DENIED, f"no usable credentials ({type(error).__name__})"
     if isinstance(error, boto.ConnectionError):
         return ErrorCode.STORAGE_ERROR, f"cannot connect to the storage ({type(error).__name__})"
@@ -103,10 +103,11 @@ def _classify_client_error(error: BaseException) -> tuple[ErrorCode, str]:
     return ErrorCode.STORAGE_ERROR, f"storage error ({type(error).__name__})"
 
 
-def _credential_errors() -> tuple[type[BaseException], ...]:
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether this process found none that it could use; no server has been asked."""
     from botocore import exceptions as boto
 
-    return (
+    kinds = (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
         boto.CredentialRetrievalError,
@@ -114,6 +115,7 @@ def _credential_errors() -> tuple[type[BaseException], ...]:
         boto.TokenRetrievalError,
         boto.SSOError,
     )
+    return isinstance(error, kinds)
 
 
 def _server_code(error: BaseException) -> str | None:
@@ -158,7 +160,7 @@ def preflight_error(error: BaseException, section: str, uri: str, storage: Stora
     if isinstance(error, boto.ProfileNotFound):
         text = f"{settings}.profile = {storage.profile!r}: no such profile in the AWS configuration files; "
         return ConfigError(text + "fix the name or unset it")
-    if isinstance(error, _credential_errors()):
+    if lacks_credentials(error):
         way_out = f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or {settings}.profile"
         if section == "archive":
             way_out += f", or {settings}.anonymous=true for a public bucket"

@@ -22,7 +22,14 @@ from vca.core.config import Config
 from vca.core.errors import ConfigError, ErrorCode, MediaError
 from vca.core.identity import display_key, is_plain_key, object_version
 from vca.core.storage import StorageConfig, check_uri, is_s3
-from vca.media.s3 import S3Location, preflight_error, storage_error, storage_errors, storage_exceptions
+from vca.media.s3 import (
+    S3Location,
+    lacks_credentials,
+    preflight_error,
+    storage_error,
+    storage_errors,
+    storage_exceptions,
+)
 from vca.media.source import LocalSource, RangeSource, Source, staging_folder
 
 __all__ = [
@@ -197,6 +204,21 @@ class Archive:
             raise preflight_error(error, "archive", self.config.uri, self.config.storage) from error
         if place.prefix and not page.get("Contents"):
             raise ConfigError(f"archive.uri = {self.config.uri!r}: no object under this prefix; fix the prefix")
+
+    def check_node(self) -> None:
+        """`ConfigError` for what is wrong with this machine: a folder that is not mounted, credentials it does not have.
+
+        A worker asks this once. What a bucket refuses or answers late is left to the objects, each of which gets its
+        row: one hasty look, by hundreds of workers at once, must not end the night.
+        """
+        if self._s3 is None:
+            self._check_local()
+            return
+        try:
+            self._s3.preflight().call("list_objects_v2", Prefix=self._s3.prefix, MaxKeys=1)
+        except storage_exceptions() as error:
+            if lacks_credentials(error):
+                raise preflight_error(error, "archive", self.config.uri, self.config.storage) from error
 
     def _check_local(self) -> None:
         where = f"archive.uri = {self.config.uri!r}"

@@ -259,7 +259,7 @@ def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: flo
 
 
 def _rows(dataset: Any) -> Iterator[pa.Table]:
-    """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not inside Ray's report, and so does
+    """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not in Ray's report, and so does
     an output that a worker could not read.
     """
     from ray.exceptions import RayError

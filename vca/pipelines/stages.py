@@ -93,7 +93,7 @@ class ReadStage:
         self._settings = settings
         self._watch = watch
         self._archive = settings.archive
-        self._archive.check()  # a node without the mount must not report its videos as missing
+        self._archive.check_node()  # a node without the mount must not report its videos as missing
         self._decoder = DecoderProcess(settings.decode, self._archive.places())
         self._confinement = self._decoder.confinement().text  # a node that cannot give it must not take the first task
 
