@@ -206,7 +206,7 @@ class Archive:
             raise ConfigError(f"archive.uri = {self.config.uri!r}: no object under this prefix; fix the prefix")
 
     def check_node(self) -> None:
-        """`ConfigError` for what is wrong with this machine: a folder that is not mounted, credentials it does not have.
+        """`ConfigError` for what is wrong with this machine: a folder that is not mounted, missing credentials.
 
         A worker asks this once. What a bucket refuses or answers late is left to the objects, each of which gets its
         row: one hasty look, by hundreds of workers at once, must not end the night.
