@@ -7,7 +7,7 @@ from tests.support.runs import LIGHT
 
 SETTINGS = (
     *LIGHT,
-    "sampling.segment_s=30",
+    "sampling.segment_s=120",  # one round of workers a night; more segments are test_crash_sweep.py's own matter
     # A part after every segment and a line after every video: the points of a run follow each other closely.
     "run.flush_s=0.001",
     "run.progress_s=0.001",
