@@ -76,8 +76,12 @@ long: $(STAMP)  ## Wider forms of tests and measurements, left out of `make test
 	$(PYTEST) -m long tests/integration
 
 .PHONY: faults
-faults: $(STAMP)  ## Tests that kill processes and nodes
+faults: $(STAMP)  ## Tests that kill processes and nodes, break storage and damage files, and a table of what they measured
 	$(PYTEST) tests/faults
+
+.PHONY: faults-short
+faults-short: $(STAMP)  ## The part of them that CI runs
+	$(PYTEST) -m "not long" tests/faults
 
 .PHONY: gpu
 gpu: $(STAMP)  ## Tests that need a GPU

@@ -22,6 +22,13 @@ SEED = 11
 TALLY.seeds["crash sweep"] = SEED
 
 
+def test_the_second_night_has_rows_for_every_table(second: Job) -> None:
+    """Or the sweep below would leave steps of publishing out."""
+    newest = second.reader().current()
+    assert newest is not None
+    assert {t for t, table in newest.tables.items() for f in table.files if f.run_id == newest.run_id} == set(TABLES)
+
+
 @pytest.fixture(scope="module")
 def complete(stored: Path, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a second night that was killed before its first file was moved to its place."""

@@ -28,7 +28,9 @@ SECOND = {
     "school/lesson-07.mp4": "school/lesson-07.mp4",
     "school/lesson-07.en.srt": "school/lesson-07.en.srt",
     "film/silent-1925.avi": "kitchen/onion-soup.webm",
-    "radio/concert.m4a": "radio/concert.m4a",
+    "film/silent-1925.en.ass": "kitchen/onion-soup.en.ass",
+    "news/2026-03-01/evening-news.mp4": "news/2026-03-01/evening-news.mp4",
+    "news/2026-03-01/evening-news.srt": "news/2026-03-01/evening-news.srt",
     "damaged/lost-index.mp4": "damaged/lost-index.mp4",
     "damaged/notes.mp4": "damaged/notes.mp4",
 }

@@ -307,3 +307,31 @@ def test_embedded_malformed_packets_are_counted() -> None:
     (collector,) = collect(matroska("ass", packets))
     assert shown(collector.pieces(ALL)) == [(1.0, 2.0, "said")]
     assert collector.skipped == 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        ("[Script Info]\n[Events]\nDialogue: 0,0:00:01.00,0:00:02.00,D,,0,0,0,,", "{"),
+        ("[Script Info]\n[Events]\nDialogue: 0,0:00:01.00,0:00:02.00,D,,0,0,0,,}", "{\\p1"),
+        ("1\n00:00:01,000 --> 00:00:02,000\n", "{\\"),
+        ("1\n00:00:01,000 --> 00:00:02,000\n", "<br "),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\n", "<c.a"),
+        ("1\n00:00:01,000 --> 00:00:02,000\n", "&am"),
+    ],
+    ids=["braces", "overrides", "srt overrides", "breaks", "tags", "entities"],
+)
+def test_time_grows_with_the_size_only(head: str, piece: str) -> None:
+    """Files beside the video are parsed by a worker without a time limit: a megabyte of openings must not take hours."""
+    parse_sidecar((head + piece * (1_000_000 // len(piece))).encode(), "x")
+
+
+def test_deeply_nested_ttml_is_a_damaged_file() -> None:
+    """An exception of any other kind would end the run of all videos."""
+    nested = "<span>" * 20_000 + "x" + "</span>" * 20_000
+    cue = f'<p begin="1s" end="2s">{nested}</p>'
+    document = f'<tt xmlns="http://www.w3.org/ns/ttml"><body><div>{cue}</div></body></tt>'
+    with pytest.raises(MediaError) as caught:
+        parse_sidecar(document.encode(), "x.ttml")
+    assert caught.value.code == ErrorCode.NOT_MEDIA

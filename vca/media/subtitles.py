@@ -186,7 +186,9 @@ def plain_ass(text: str, braces: re.Pattern[str] = _BRACES) -> str:
     """Plain text of an ASS dialogue: comments, overrides, drawings and escapes resolved."""
     text = text.replace(r"\{", "\x01").replace(r"\}", "\x02")
     kept, position, drawing = [], 0, False
-    for block in braces.finditer(text):
+    # Up to the last closing brace every opening one finds its end at once; behind it each would look through the rest,
+    # which takes hours in a file of braces.
+    for block in braces.finditer(text, 0, text.rfind("}") + 1):
         if not drawing:
             kept.append(text[position : block.start()])
         for level in _DRAWING.findall(block.group()):
@@ -243,7 +245,10 @@ def _ttml_cues(text: str) -> list[Cue]:
         raise ValueError("document type definitions are refused")
     try:
         events = pysubs2.SSAFile.from_string(text, format_="ttml")
-    except (SyntaxError, NotImplementedError, KeyError, AttributeError) as error:  # ParseError is a SyntaxError
+    except RecursionError as error:
+        raise ValueError("its elements are nested too deeply") from error
+    # ParseError is a SyntaxError; the rest is what the library makes of odd times and attributes.
+    except (SyntaxError, NotImplementedError, LookupError, AttributeError, ArithmeticError, TypeError) as error:
         raise ValueError(str(error)) from error
     return [(event.start * 1000, event.end * 1000, plain_ass(event.text)) for event in events]
 
