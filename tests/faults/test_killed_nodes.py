@@ -56,3 +56,25 @@ def test_a_dead_node_costs_nothing(first: Job, nodes: Nodes, tmp_path: Path, sta
     assert len(nodes.raylets()) == 2
     assert ended.code == run.EXIT_OK, ended.text
     assert_mended(job, first, KIND)
+
+
+@pytest.mark.long
+def test_a_dead_head_ends_the_run_unpublished(first: Job, nodes: Nodes, tmp_path: Path) -> None:
+    """Nothing can go on without it: the exit code does not claim that anything was published."""
+    job = Job(first.archive, str(tmp_path / "out"), (*nights.SETTINGS, f"ray.address={nodes.address}"))
+
+    def kill() -> None:
+        at_work = DecoderAtWork(nodes.pid, Path(job.archive) / TARGET)
+        decoder = wait_for(at_work.caught, f"a decoder that reads {TARGET}", 200.0)
+        (server,) = titled(nodes.pid, "gcs_server")
+        server.kill()
+        decoder.resume()
+
+    with meanwhile(kill):
+        ended = run_driver([VCA, *tag_arguments(job)], tmp_path / "log", driver_environment())
+    TALLY.injected[KIND] += 1
+    assert ended.code not in (run.EXIT_OK, run.EXIT_OVER_BUDGET), ended.text
+    assert job.reader().current() is None
+    again = Job(job.archive, job.output, nights.SETTINGS)
+    assert again.tag() == run.EXIT_OK, again.text
+    assert_mended(again, first, KIND)

@@ -323,7 +323,7 @@ def test_embedded_malformed_packets_are_counted() -> None:
     ids=["braces", "overrides", "srt overrides", "breaks", "tags", "entities"],
 )
 def test_time_grows_with_the_size_only(head: str, piece: str) -> None:
-    """Files beside the video are parsed by a worker without a time limit: a megabyte of openings must not take hours."""
+    """A worker parses files beside the video without a time limit: a megabyte of openings must not take hours."""
     parse_sidecar((head + piece * (1_000_000 // len(piece))).encode(), "x")
 
 
