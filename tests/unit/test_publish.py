@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vca.core.errors import PublishError
+from vca.core.errors import ConfigError, PublishError
 from vca.core.schemas import TABLES
 from vca.core.storage import StorageConfig
 from vca.media.output import Output, OutputConfig
 from vca.pipelines.publish import Spool, publish, recover, stage_tables
-from vca.tables.manifest import OutputReader, open_output
+from vca.tables.manifest import CURRENT, OutputReader, open_output
 from vca.tables.query import query
 
 RUN_1, RUN_2, RUN_3 = (f"2026010{day}T020000Z-00000{day}" for day in (1, 2, 3))
@@ -199,7 +199,7 @@ def stopped(tmp_path: Path, uri: str, run_id: str, videos: list[str], *, before:
             super().move(source_relative, target_relative)
 
         def write_bytes(self, relative: str, data: bytes) -> None:
-            if relative.startswith("manifests/") and before == "manifest":
+            if relative.startswith("manifests/") and (before == "manifest" or relative == CURRENT):
                 raise Stopped
             super().write_bytes(relative, data)
 
@@ -272,3 +272,22 @@ def test_unfinished_files_of_a_killed_run_go(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     recover(output, reader, "features/f")
     assert [path.parent.name for path in (tmp_path / "o").rglob(".vca-tmp-*")] == ["imported"], "that of somebody else"
+
+
+def test_a_lost_pointer_is_no_empty_output(tmp_path: Path) -> None:
+    """The next run would publish without a parent, and the rows of all runs before would be out of sight."""
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    run(output, reader, RUN_1, ["a"], tmp_path / "w1")
+    output.delete("manifests/current.json")
+    with pytest.raises(ConfigError, match=f"current.json is missing.*{RUN_1}"):
+        recover(output, reader)
+
+
+def test_killed_before_the_first_pointer_ever(tmp_path: Path) -> None:
+    """Its own manifest lies there without a pointer, which is not a lost one."""
+    uri = str(tmp_path / "o")
+    reader = stopped(tmp_path, uri, RUN_1, ["a"], before="pointer")
+    assert (reader.runs(), reader.current()) == ([RUN_1], None)
+    assert recover(Output(OutputConfig(uri=uri)), reader) == RUN_1
+    assert visible(reader) == [("a", RUN_1)]

@@ -266,7 +266,8 @@ def recover(output: Output, published: OutputReader, *written: str) -> str | Non
     Only under the lock of the output: the staging of a run at work looks the same. A complete run that was planned on
     another one than that in force is dropped, too: it would bring back what was rolled back, or hide what was published
     meanwhile. `written` are folders beside `manifests` in which a killed run may have left unfinished files. Returns
-    the id of a run that was finished now.
+    the id of a run that was finished now. Raises `ConfigError` for an output whose pointer is lost: it is not an empty
+    one.
     """
     finished = None
     # Only folders that carry the name of a run are ours: somebody's output may hold other things.
@@ -286,6 +287,12 @@ def recover(output: Output, published: OutputReader, *written: str) -> str | Non
         _drop(output, run_id)
     for folder in ("", "manifests", *written):
         output.delete_unfinished(folder)
+    runs = published.runs()
+    if runs and published.current() is None:
+        raise ConfigError(
+            f"output.uri = {output.config.uri!r}: {CURRENT} is missing, but runs were published, newest {runs[-1]}; "
+            "restore the file: without it every video would be tagged as new and all older rows would be out of sight"
+        )
     return finished
 
 
