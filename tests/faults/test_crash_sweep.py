@@ -77,11 +77,10 @@ def test_a_first_night_killed_anywhere(first: Job, tmp_path: Path, point: Point)
 @pytest.mark.long
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_killed_between_the_segments_of_a_video(first: Job, tmp_path: Path, k: int) -> None:
-    """What is stored of a long video is kept: the next run reads the other segments only."""
-    settings = (*first.settings, "sampling.segment_s=30")
-    quiet = Job(first.archive, str(tmp_path / "quiet"), settings)
+    """What is stored of a long video is kept: the next run reads the other segments only. In waves of two videos."""
+    quiet = Job(first.archive, str(tmp_path / "quiet"), (*first.settings, "sampling.segment_s=30"))
     assert quiet.tag() == run.EXIT_OK, quiet.text
-    job = Job(first.archive, str(tmp_path / "out"), settings)
+    job = Job(first.archive, str(tmp_path / "out"), (*quiet.settings, "run.wave_videos=2"))
     killed_copy(job, None, tmp_path, change(r"rename to features/\w+/part-", k + 2))
     stored = _parts(tmp_path)
     assert len(stored) == k + 1

@@ -285,6 +285,17 @@ def test_pickle_and_repr_hold_no_credentials(server: S3Server) -> None:
     assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"] not in repr(archive.config)
 
 
+def test_unfinished_files_are_deleted_in_their_folder_only(server: S3Server) -> None:
+    """What a killed pre-flight left; `output` may lie beside other things whose names begin alike."""
+    for key in ("out/.vca-tmp-1", "out/manifests/.vca-tmp-2", "out/features/x/.vca-tmp-3", "out/a", "other/.vca-tmp-4"):
+        server.put("results", f"unfinished/{key}", b"half")
+    output = Output(OutputConfig(uri="s3://results/unfinished/out", storage=server.storage()))
+    output.delete_unfinished("")
+    output.delete_unfinished("manifests")
+    left = [key for key in server.keys("results") if key.startswith("unfinished/")]
+    assert left == ["unfinished/other/.vca-tmp-4", "unfinished/out/a", "unfinished/out/features/x/.vca-tmp-3"]
+
+
 # ---------------------------------------------------------------------------------------------------- pre-flight
 
 

@@ -68,8 +68,9 @@ class Tracker:
         try:
             call()
         except Exception as error:  # noqa: BLE001  see the class
-            self.error = one_line(without_secrets(f"{what}: {type(error).__name__}: {error}"))
-            log.warning("tracking failed: %s", self.error)
+            if self.error is None:  # the closing call fails for the same reason, which the log needs once
+                self.error = one_line(without_secrets(f"{what}: {type(error).__name__}: {error}"))
+                log.warning("tracking failed: %s", self.error)
             return False
         return True
 
