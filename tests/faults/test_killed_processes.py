@@ -1,15 +1,18 @@
 """A process of the cluster is killed in the middle of a run: the run ends by itself, and only what was hit is lost."""
 
 import os
+import signal
+import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.support.outcomes import assert_mended
 from tests.support.processes import DecoderAtWork, meanwhile, titled, wait_for
 from tests.support.runs import Job
 from tests.support.tally import TALLY
-from vca.pipelines import run
+from vca.pipelines import cluster, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
@@ -72,3 +75,28 @@ def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -
     assert stage in struck[0]
     TALLY.injected["killed worker"] += 1
     assert_mended(job, undisturbed, "killed worker")
+
+
+class Poison:
+    """A stage whose worker dies of one row, whoever tries it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if rows.column("n")[0].as_py() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows
+
+
+@pytest.mark.long
+def test_a_row_that_kills_every_worker_ends_the_run_in_the_end() -> None:
+    """Workers are restarted, but not for ever: the night ends with an error instead of never."""
+    from ray.exceptions import RayError
+
+    dataset = cluster._dataset(pa.table({"n": [0, 1, 2]}))
+    started = time.monotonic()
+    with pytest.raises(RayError):
+        list(cluster._rows(cluster._stage(dataset, Poison, [], 1, 0.5, 0)))
+    TALLY.injected["killed worker"] += cluster.RETRIES["max_restarts"] + 1
+    assert time.monotonic() - started < 400

@@ -35,8 +35,11 @@ QUIET = {
 _AUTHENTICATION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 """Where one of these is set, the user has decided."""
 
-RETRIES = {"max_restarts": 20, "max_task_retries": 5}
-"""Ray Data's own default is for ever: a segment that kills its worker each time would hold up the night without end."""
+RETRIES = {"max_restarts": 20, "max_task_retries": -1}
+"""What a dead worker costs. The restarts are bounded, or a segment that kills its worker each time would hold up the
+night without end. The retries are not: while a dead node is not yet known to be dead, Ray uses one up every fraction of
+a second, and a handful of them ended the run.
+"""
 
 
 @dataclass(frozen=True, slots=True)
