@@ -8,6 +8,7 @@ all.
 
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -49,9 +50,11 @@ def storage_failures_end_the_work(output: Output) -> Iterator[None]:
     try:
         yield
     except storage_exceptions() as error:
+        where = f"output.uri = {output.config.uri!r}"
+        if not str(error).startswith("output: "):  # as `Output` says it; else it may be the disk of this machine
+            where += f" or the temporary folder {tempfile.gettempdir()!r}"
         raise PublishError(
-            f"output.uri = {output.config.uri!r}: {one_line(without_secrets(str(error)))}; nothing is lost, run again "
-            "when the storage works"
+            f"{where}: {one_line(without_secrets(str(error)))}; nothing is lost, run again when the storage works"
         ) from error
 
 
