@@ -116,7 +116,7 @@ def test_a_later_night_killed_at_every_step_of_publishing(
     out = killed_copy(second, stored, tmp_path, point)
     seen = Job(second.archive, str(out), second.settings)
     after_the_swap = PUBLISHING.index(point) > SWAP
-    gone = seen.query("SELECT count(*) AS n FROM videos WHERE status = 'gone'")[0]["n"]
+    gone = seen.query("SELECT count(*) AS n FROM all_videos WHERE status = 'gone'")[0]["n"]
     assert gone == int(after_the_swap), "a half-published night is visible"
     assert_the_next_run_mends(second, out)
 
