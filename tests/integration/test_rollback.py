@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import LIGHT, Job, stable_rows
-from tests.support.s3 import s3_server
 from vca.core.errors import ConfigError
 from vca.media.output import Output
 from vca.media.output_lock import LOCK, output_lock
@@ -78,25 +77,3 @@ def test_a_run_that_finds_the_output_in_use_touches_nothing(demo_archive: Path, 
     with pytest.raises(ConfigError, match="no media objects found"):
         job.tag()
     assert not (tmp_path / "out").exists(), "a refused run leaves no lock and no folder"
-
-
-def test_rollback_and_prune_in_a_bucket(demo_archive: Path, tmp_path: Path) -> None:
-    """The same on S3: the lock is an object that is gone afterwards, and only what is not needed is deleted."""
-    add(demo_archive, FIRST_NIGHT, tmp_path / "archive")
-    with s3_server("tags") as server:
-        settings = (f"output.storage.endpoint_url={server.endpoint_url}", *LIGHT)
-        job = Job(str(tmp_path / "archive"), "s3://tags/vca", settings)
-        assert job.tag() == run.EXIT_OK, job.text
-        assert job.tag() == run.EXIT_OK, job.text
-        first_run, second_run = job.reader().runs()
-        assert rollback(job.config().output, first_run, job.said.append) == 0
-        check_whole(job)
-        assert rollback(job.config().output, second_run, job.said.append) == 0
-        before = server.keys("tags")
-        server.put("tags", "vca/tables/notes.txt", b"not ours")
-        orphan = "vca/tables/shots/run_id=20200101T000000Z-000000/part-00000.parquet"
-        server.put("tags", orphan, b"left by a dropped run")
-        assert prune(job.config().output, RetentionConfig(runs=1, min_age_h=0), False, job.said.append) == 0
-        gone = {f"vca/manifests/{first_run}.json"}
-        assert set(server.keys("tags")) == set(before) - gone | {"vca/tables/notes.txt"}
-        assert job.query("SELECT key FROM videos") == [{"key": FIRST_NIGHT}]
