@@ -45,7 +45,12 @@ def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
-    assert list(folder.iterdir()) == [], "a staged copy was left behind"
+    assert left_behind(folder) == [], "a staged copy was left behind"
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """All but the one empty folder of this user for staged copies."""
+    return [path for path in folder.rglob("*") if path != folder / f"vca-stage-{os.getuid()}"]
 
 
 def archive_at(server: S3Server, uri: str, **settings: object) -> Archive:
@@ -150,7 +155,7 @@ def test_staged_copy_is_whole_and_removed(
 
     with pytest.raises(ZeroDivisionError):
         decode()
-    assert [path for path in temporary_folder.rglob("*") if path.is_file() or path.parent != temporary_folder] == []
+    assert left_behind(temporary_folder) == []
 
 
 @pytest.mark.parametrize("why", ["large", "not whole", "disk full"])
