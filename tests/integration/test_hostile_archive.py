@@ -21,7 +21,7 @@ from vca.core.identity import display_key, is_plain_key
 from vca.core.schemas import TABLES
 from vca.tables.query import format_table, query, status
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 NAMES = [
     "-rf.mp4", "--config=x.mp4", "--.mp4", "-.mp4",  # options

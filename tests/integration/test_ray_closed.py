@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.runs import REPOSITORY
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 RUN = """
     import json, os, sys

@@ -17,7 +17,7 @@ from tests.support.clips import make_clip
 from tests.support.runs import LIGHT, REPOSITORY
 from tests.support.s3 import Answer, S3Server, faulty_server, s3_server
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MARK = "PLANTED"
 SECRETS = {
