@@ -64,7 +64,8 @@ def test_the_disk_fills_up_in_the_first_night(first: Job, disk: Path, share: flo
     assert_mended(job, first, FULL)
 
 
-@pytest.mark.parametrize("pages", [pytest.param(n, marks=() if n == 14 else pytest.mark.long) for n in (2, 8, 14, 18)])
+@pytest.mark.long
+@pytest.mark.parametrize("pages", [2, 8, 14, 18])
 def test_the_disk_fills_up_while_a_night_is_published(second: Job, stored: Path, disk: Path, pages: int) -> None:
     """Room for some pages more than what is stored: enough for a part of the staging, or for all but the manifests."""
     shutil.copytree(stored, disk / "out")

@@ -137,6 +137,7 @@ def test_the_archive_fails_for_good_in_mid_run(
     assert_mended(reading, first, READING, apart_from=("attempts",))
 
 
+@pytest.mark.long
 def test_the_listing_fails(reading: Job, proxy: Proxy, first: Job) -> None:
     """A run that does not know the archive touches nothing: a short list would mark videos as gone."""
     assert reading.tag() == run.EXIT_OK, reading.text
@@ -154,6 +155,7 @@ def test_the_listing_fails(reading: Job, proxy: Proxy, first: Job) -> None:
     assert_mended(reading, first, READING)
 
 
+@pytest.mark.long
 def test_an_object_is_replaced_between_listing_and_reading(
     reading: Job, server: S3Server, proxy: Proxy, first: Job, demo_archive: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_an_object_is_replaced_between_listing_and_reading(
     assert_mended(reading, first, READING, apart_from=("attempts",))
 
 
+@pytest.mark.long
 def test_an_object_is_deleted_between_listing_and_reading(
     reading: Job, server: S3Server, proxy: Proxy, first: Job, demo_archive: Path
 ) -> None:
@@ -260,7 +263,7 @@ OUTAGES = [
 
 @pytest.mark.parametrize(
     ("n", "harm"),
-    [pytest.param(*outage, marks=() if i in (3, 10) else pytest.mark.long) for i, outage in enumerate(OUTAGES)],
+    [pytest.param(*outage, marks=() if i == 10 else pytest.mark.long) for i, outage in enumerate(OUTAGES)],
 )
 def test_the_output_fails_for_good_in_mid_run(writing: Job, proxy: Proxy, second: Job, n: int, harm: Harm) -> None:
     """Readers see the old night or the new one; one line and code 3; the next run ends it."""

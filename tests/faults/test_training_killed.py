@@ -47,6 +47,7 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_killed_driver_changes_nothing(tmp_path: Path, short_tmp: Path) -> None:
     """Killed in the middle of the second epoch, with ZeRO 3: the losses of all steps are those of a run in one go."""
     training = Training(str(tmp_path / "out"), tiny_model(tmp_path / "model"))
