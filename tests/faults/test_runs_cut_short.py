@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.outcomes import assert_nothing_doubled, assert_nothing_left_over, assert_same_tables
+from tests.support.outcomes import assert_mended, assert_same_tables
 from tests.support.processes import DecoderAtWork, meanwhile, wait_for
 from tests.support.runs import Job
+from tests.support.tally import TALLY
 from vca.pipelines import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
@@ -31,12 +32,7 @@ def states(job: Job) -> dict[str, int]:
     return {name: row[name] for name in ("tagged", "unchanged", "quarantined", "deferred")}
 
 
-def assert_mended(job: Job, undisturbed: Job) -> None:
-    assert_same_tables(job, undisturbed)
-    assert_nothing_doubled(job)
-    assert_nothing_left_over(job)
-
-
+@pytest.mark.long
 def test_a_deadline_ends_the_run_gently(
     job: Job, undisturbed: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,14 +57,18 @@ def test_a_deadline_ends_the_run_gently(
     with caplog.at_level(logging.WARNING), meanwhile(hold_until_late):
         assert job.tag('run.deadline="06:00"', "run.stall_s=3", "decode.wall_limit_s=300") == run.EXIT_OK, job.text
     assert f"held up: read of '{TARGET}'" in caplog.text
-    assert states(job) == {"tagged": 1, "unchanged": 0, "quarantined": 0, "deferred": 2}, job.text
-    assert job.query("SELECT key FROM videos WHERE status = 'tagged'") == [{"key": TARGET}]
-    assert "2 deferred by deadline or budget" in job.text
+    TALLY.injected["deadline"] += 1
+    first = states(job)
+    left = first["deferred"]  # the largest is the first or, by the whim of the scheduler, the second to be read
+    assert left in (1, 2), job.text
+    assert first["tagged"] == 3 - left
+    assert job.query(f"SELECT status FROM videos WHERE key = '{TARGET}'") == [{"status": "tagged"}]
+    assert f"{left} deferred by deadline or budget" in job.text
 
     assert job.tag() == run.EXIT_OK, job.text
-    assert "2  decode  deferred by an earlier run" in job.text
-    assert states(job) == {"tagged": 2, "unchanged": 1, "quarantined": 0, "deferred": 0}
-    assert_mended(job, undisturbed)
+    assert f"{left}  decode  deferred by an earlier run" in job.text
+    assert states(job) == {"tagged": left, "unchanged": 3 - left, "quarantined": 0, "deferred": 0}
+    assert_mended(job, undisturbed, "deadline")
 
 
 def test_tagging_stored_videos_again_waits_for_the_next_night(
@@ -97,8 +97,9 @@ def test_a_budget_of_video_hours(job: Job, undisturbed: Job) -> None:
     assert first["deferred"] >= 1, "one reader cannot have begun all before the first was done"
     for _ in range(first["deferred"]):
         assert job.tag(budget) == run.EXIT_OK, job.text
+    TALLY.injected["budget"] += first["deferred"]
     assert states(job)["deferred"] == 0
-    assert_mended(job, undisturbed)
+    assert_mended(job, undisturbed, "budget")
 
 
 def test_a_failure_that_was_final_is_retried_when_asked_for(job: Job, undisturbed: Job) -> None:
@@ -115,5 +116,5 @@ def test_a_failure_that_was_final_is_retried_when_asked_for(job: Job, undisturbe
     assert "nothing to do" in job.text
     assert job.tag("run.max_attempts=1", "run.retry=[decode_crash]") == run.EXIT_OK, job.text
     assert states(job) == {"tagged": 1, "unchanged": 2, "quarantined": 0, "deferred": 0}
-    assert_same_tables(job, undisturbed, apart_from=("videos",))  # `attempts` tells
-    assert_nothing_doubled(job)
+    TALLY.injected["killed decoder"] += 1
+    assert_mended(job, undisturbed, "killed decoder", apart_from=("attempts",))
