@@ -14,7 +14,7 @@ from tests.support.media import Figures, MediaRun, decodes_cleanly, listed_media
 from tests.support.runs import Job
 from vca.core.metrics import speech_activity_error
 from vca.core.timeline import Span, seconds_to_us
-from vca.media.storage import SIDECAR_EXTENSIONS
+from vca.media.sidecars import SIDECAR_EXTENSIONS
 from vca.pipelines import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.media, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vca.core.config import build_config
 from vca.core.errors import CODES, ConfigError, ErrorCode, MediaError
 from vca.core.identity import object_version
+from vca.media.sidecars import media_stem, sidecar_language, sidecar_stems
 from vca.media.source import LocalSource
 from vca.media.storage import (
     LISTING,
@@ -24,9 +25,6 @@ from vca.media.storage import (
     Archive,
     ArchiveConfig,
     compile_globs,
-    media_stem,
-    sidecar_language,
-    sidecar_stems,
     storage_error,
 )
 

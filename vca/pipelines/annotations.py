@@ -34,7 +34,8 @@ from vca.core.taxonomy import Name, Taxonomy
 from vca.core.timeline import Span, seconds_to_us, us_to_seconds
 from vca.media.output import Output
 from vca.media.s3 import S3Location, storage_error, storage_exceptions
-from vca.media.storage import media_stem, normalise_uri
+from vca.media.sidecars import media_stem
+from vca.media.storage import normalise_uri
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row comes from, and its columns."""

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from vca.core import identity
 from vca.core.errors import ConfigError, ErrorCode
 from vca.core.schemas import Status
-from vca.media.storage import Archive, media_stem, sidecar_stems
+from vca.media.sidecars import media_stem, sidecar_stems
+from vca.media.storage import Archive
 from vca.pipelines.stored_archive import StoredArchive
 from vca.tables.manifest import OutputReader
 from vca.tables.query import create_views, one_line_errors, query

@@ -22,7 +22,8 @@ from vca.media.decode_config import DecodeConfig, SamplingConfig
 from vca.media.isolation import DecoderProcess
 from vca.media.probe import MediaInfo
 from vca.media.read import ReadPlan, Segment
-from vca.media.storage import Archive, sidecar_language
+from vca.media.sidecars import sidecar_language
+from vca.media.storage import Archive
 from vca.media.subtitles import parse_sidecar
 from vca.models.encode import EncodersConfig, SegmentEncoder
 from vca.pipelines.features import encode_steps
