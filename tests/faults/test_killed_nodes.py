@@ -21,23 +21,14 @@ KIND = "killed node"
 TARGET = "school/lesson-07.mp4"
 
 
-@pytest.fixture(params=[(0, 2, 2)])
-def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
-    """A head that does no work, as cluster.yaml has it, and two nodes that do."""
-    with several_nodes(*request.param) as running:
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head that does no work, as cluster.yaml has it, and two nodes that do, each with room for the work of both."""
+    with several_nodes(0, 2, 2) as running:
         yield running
 
 
-@pytest.mark.parametrize(
-    ("nodes", "stage"),
-    [
-        ((0, 2, 2), "ReadStage"),
-        pytest.param((0, 2, 2), "PredictStage", marks=pytest.mark.long),
-        # The node that is left has no room for the workers of the other one, and no other node comes.
-        pytest.param((0, 1, 1), "ReadStage", marks=pytest.mark.long),
-    ],
-    indirect=["nodes"],
-)
+@pytest.mark.parametrize("stage", ["ReadStage", pytest.param("PredictStage", marks=pytest.mark.long)])
 def test_a_dead_node_costs_nothing(first: Job, nodes: Nodes, tmp_path: Path, stage: str) -> None:
     """Killed with its raylet, workers, decoders and object store, while it reads or while it tags."""
     workers = [f"resources.{who}=2" for who in ("readers", "encoders", "predictors")]
