@@ -4,7 +4,6 @@ Real file systems: small ones in memory, which only root may mount.
 """
 
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import nights
+from tests.support.disks import LARGE_BYTES, PAGE_BYTES, remount, small_disk
 from tests.support.outcomes import assert_mended
 from tests.support.processes import meanwhile, wait_for
 from tests.support.runs import Job
@@ -22,27 +22,12 @@ from vca.pipelines import run
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
 FULL, READ_ONLY = "full disk", "read-only disk"
-PAGE_BYTES = 4096
-LARGE_BYTES = 64 << 20
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={LARGE_BYTES}", "vca-faults", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"this user may not mount a file system here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def remount(disk: Path, options: str) -> bool:
-    """Whether it worked: a file system with a file open for writing does not turn read-only."""
-    command = ["mount", "-o", f"remount,{options}", str(disk)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def used_bytes(folder: Path) -> int:
