@@ -117,7 +117,6 @@ def test_the_output_turns_read_only_in_mid_run(first: Job, disk: Path) -> None:
     assert remount(disk, "rw")
     started = time.time()
     assert job.tag() == run.EXIT_OK, job.text
-    assert len(list(disk.glob("out/features/*/part-*"))) > n_parts
     kept = [path for path in disk.glob("out/features/*/part-*") if path.stat().st_mtime < started]
     assert len(kept) == n_parts
     assert_mended(job, first, READ_ONLY)
