@@ -68,11 +68,10 @@ OWN_CLUSTER = (
     "test_ray_job.py",
     "test_readme.py",
     "test_features_import_docs.py",
-    "test_secrets.py",
-    "test_ray_closed.py",
-    "test_confinement.py",
 )
-"""Modules whose tests start a Ray of their own, in other processes."""
+"""Modules whose tests start a Ray of their own, in other processes, and go with what trains."""
+BESIDE_TAGGING = ("test_secrets.py", "test_ray_closed.py", "test_confinement.py")
+"""The like, but with what tags: so the two groups take the same time."""
 TRAINING = ("test_training.py",)
 GROUPS = ("tagging", "training")
 """The two large groups, of like length, in the order in which they are given out."""
@@ -104,7 +103,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     if item.path.name in (*OWN_CLUSTER, *TRAINING):
         return "training"
-    if {"ray_cluster", "media_tagged"}.intersection(getattr(item, "fixturenames", ())):
+    if item.path.name in BESIDE_TAGGING or {"ray_cluster", "media_tagged"}.intersection(
+        getattr(item, "fixturenames", ())
+    ):
         return "tagging"
     return str(item.path)
 

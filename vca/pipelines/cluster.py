@@ -8,7 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -184,6 +184,13 @@ class RemoteWatch:
 
     def end(self, work: Work, decoded_us: int = 0) -> None:
         self._actor.end.remote(work, decoded_us)
+
+    def close(self) -> None:
+        """Let the actor go. Handles lie in workers and tracebacks, so counting them would keep it for a while."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # a cluster that died takes it along, and has said so before
+            ray.kill(self._actor)
 
     def oldest(self) -> Work | None:
         """None too where the actor does not answer: whoever asks wants to help, not to fail the run."""

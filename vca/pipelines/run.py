@@ -251,10 +251,13 @@ class _Run:
             return
         run = self.job.config.run
         budget_us = math.inf if run.max_video_hours is None else run.max_video_hours * 3600e6
-        self.watch = cluster.RemoteWatch(deadline, budget_us)
+        self.watch = watch = cluster.RemoteWatch(deadline, budget_us)
         every_s = min(run.progress_s, run.stall_s)
-        with Watchdog(self.watch.oldest, run.stall_s, every_s, lambda line: log.warning("%s", line)):
-            yield
+        try:
+            with Watchdog(watch.oldest, run.stall_s, every_s, lambda line: log.warning("%s", line)):
+                yield
+        finally:
+            watch.close()
 
     def read_and_encode(self) -> None:
         """Decode what the store does not hold yet, in waves, and store the features as they come."""
