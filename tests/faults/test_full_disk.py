@@ -5,7 +5,6 @@ Real file systems: small ones in memory, which only root may mount.
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from tests.support import nights
 from tests.support.disks import LARGE_BYTES, PAGE_BYTES, remount, small_disk
 from tests.support.outcomes import assert_mended
-from tests.support.processes import meanwhile, wait_for
 from tests.support.runs import Job
 from tests.support.tally import TALLY
 from vca.pipelines import run
@@ -96,27 +94,3 @@ def test_a_read_only_output_is_refused(first: Job, disk: Path) -> None:
     assert code == run.EXIT_CONFIG, text
     assert "output.uri" in text
     assert list(disk.iterdir()) == []
-
-
-def test_the_output_turns_read_only_in_mid_run(first: Job, disk: Path) -> None:
-    """As a disk with errors does: what is stored until then is used by the next run."""
-    job = Job(first.archive, str(disk / "out"), nights.SETTINGS)
-
-    def turn() -> None:
-        wait_for(lambda: list(disk.glob("out/features/*/part-*")), "a first part")
-        wait_for(lambda: remount(disk, "ro"), "a moment without open files")
-
-    with meanwhile(turn):
-        code, text = job.attempt()
-    TALLY.injected[READ_ONLY] += 1
-    assert code == run.EXIT_NOT_PUBLISHED, text
-    assert "output.uri" in text.splitlines()[-1]
-    assert job.reader().current() is None
-    n_parts = len(list(disk.glob("out/features/*/part-*")))
-    assert n_parts > 0
-    assert remount(disk, "rw")
-    started = time.time()
-    assert job.tag() == run.EXIT_OK, job.text
-    kept = [path for path in disk.glob("out/features/*/part-*") if path.stat().st_mtime < started]
-    assert len(kept) == n_parts
-    assert_mended(job, first, READ_ONLY)

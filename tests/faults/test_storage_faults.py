@@ -19,6 +19,7 @@ from tests.support.runs import Job
 from tests.support.s3 import S3Server, s3_server
 from tests.support.tally import TALLY
 from vca.core.errors import CODES, ErrorCode
+from vca.media.output_lock import LOCK
 from vca.pipelines import run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
@@ -265,13 +266,17 @@ OUTAGES = [
     ("n", "harm"),
     [pytest.param(*outage, marks=() if i == 10 else pytest.mark.long) for i, outage in enumerate(OUTAGES)],
 )
-def test_the_output_fails_for_good_in_mid_run(writing: Job, proxy: Proxy, second: Job, n: int, harm: Harm) -> None:
+def test_the_output_fails_for_good_in_mid_run(
+    writing: Job, server: S3Server, proxy: Proxy, second: Job, n: int, harm: Harm
+) -> None:
     """Readers see the old night or the new one; one line and code 3; the next run ends it."""
     proxy.harm = from_the(n, writes, harm)
     code, text = writing.attempt()
     TALLY.injected[WRITING] += 1
     assert proxy.done
     proxy.harm = None
+    # A storage that refuses everything also refuses to delete the lock: instead of the three minutes of its lease.
+    server.client.delete_object(Bucket=TAGS, Key=LOCK)
     gone = writing.query("SELECT count(*) AS n FROM all_videos WHERE status = 'gone'")[0]["n"]
     assert code == (run.EXIT_OK if gone else run.EXIT_NOT_PUBLISHED) or harm is Harm.LOST_ANSWER, text
     if code != run.EXIT_OK:

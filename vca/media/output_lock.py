@@ -194,9 +194,11 @@ class _FolderLock:
     def release(self) -> None:
         if self._fd is None:
             return
-        if self._is_in_place(self._fd):
-            self._path.unlink()  # while it is locked: whoever opened it before finds it out of place
-        os.close(self._fd)
+        try:
+            if self._is_in_place(self._fd):
+                self._path.unlink()  # while it is locked: whoever opened it before finds it out of place
+        finally:
+            os.close(self._fd)
         with suppress(OSError):  # something lies in there by now
             for folder in self._made:
                 folder.rmdir()
