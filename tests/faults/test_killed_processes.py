@@ -51,7 +51,9 @@ def test_a_killed_decoder_costs_its_video_one_night(job: Job, undisturbed: Job) 
     assert_mended(job, undisturbed, "killed decoder", apart_from=("attempts",))
 
 
-@pytest.mark.parametrize("stage", ["ReadStage", pytest.param("EncodeStage", marks=pytest.mark.long), "PredictStage"])
+@pytest.mark.parametrize(
+    "stage", ["ReadStage", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("EncodeStage", "PredictStage"))]
+)
 def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -> None:
     """Ray starts another one and hands it the same work: every video is tagged in the same run, once."""
 

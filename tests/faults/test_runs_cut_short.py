@@ -71,6 +71,7 @@ def test_a_deadline_ends_the_run_gently(
     assert_mended(job, undisturbed, "deadline")
 
 
+@pytest.mark.long
 def test_tagging_stored_videos_again_waits_for_the_next_night(
     job: Job, undisturbed: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_tagging_stored_videos_again_waits_for_the_next_night(
     assert "nothing decoded" in job.text
 
 
+@pytest.mark.long
 def test_a_budget_of_video_hours(job: Job, undisturbed: Job) -> None:
     """Each night does a piece of the archive, until all is done. No night does nothing."""
     budget = "run.max_video_hours=0.0001"

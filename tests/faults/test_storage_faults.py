@@ -203,6 +203,7 @@ def test_an_object_is_deleted_between_listing_and_reading(
 SIDECAR = "school/lesson-07.en.srt"
 
 
+@pytest.mark.long
 def test_a_sidecar_is_replaced_between_listing_and_reading(
     reading: Job, server: S3Server, proxy: Proxy, first: Job, demo_archive: Path
 ) -> None:
@@ -285,6 +286,7 @@ def test_the_output_fails_for_good_in_mid_run(
     assert_mended(writing, second, WRITING)
 
 
+@pytest.mark.long
 def test_writing_through_a_storm(writing: Job, proxy: Proxy, second: Job) -> None:
     """A fifth of all requests fails, some after the server has done them: what is repeated is not done twice."""
     harms = (Harm.SLOW_DOWN, Harm.RESET, Harm.LOST_ANSWER)

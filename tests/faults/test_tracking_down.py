@@ -101,6 +101,7 @@ def test_a_server_that_never_answers(job: Job, first: Job, port: int, tmp_path: 
             connection.close()
 
 
+@pytest.mark.long
 def test_killed_in_mid_run(job: Job, first: Job, port: int, tmp_path: Path) -> None:
     """The run has begun in MLflow; neither progress nor the end can be told."""
     log = tmp_path / "log"
