@@ -152,13 +152,13 @@ def prune(
 def verify(config: ConfigPath = DEFAULT_CONFIG, overrides: Overrides = None, output: OutputUri = None) -> None:
     """Re-read an output and check that it is whole. Exit code 1 if it is not."""
     from vca.core.errors import VcaError
-    from vca.pipelines.door import output_reader
+    from vca.pipelines.door import masked, output_reader
     from vca.tables.verify import verify as verify_output
 
     try:
         whole = verify_output(output_reader(config, overrides or [], output), typer.echo)
     except VcaError as error:
-        typer.echo(f"vca: {error}", err=True)
+        typer.echo(f"vca: {masked(str(error))}", err=True)
         raise typer.Exit(error.exit_code) from error
     raise typer.Exit(0 if whole else 1)
 

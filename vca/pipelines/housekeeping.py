@@ -39,7 +39,8 @@ def rollback(config: OutputConfig, run_id: str, say: Say) -> int:
         output.check_writable()
         with output_lock(output, f"rollback to {run_id}") as lock:
             # First, or the next run would publish what a killed one left, on top of the run that is chosen here.
-            finished = recover(output, published)
+            # With a lost pointer it cannot be told what that was planned on, and this puts the pointer back.
+            finished = recover(output, published) if published.current() is not None else None
             if finished is not None:
                 say(f"finished publishing run {finished}, which was stopped before its last step")
             before = output.version(CURRENT)

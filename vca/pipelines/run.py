@@ -282,9 +282,7 @@ class _Run:
                 wave = [row | {"media": None, "segment_index": None} for row in tasks[first : first + run.wave_videos]]
                 while wave and not self.deferred:
                     wave = self._read_wave(wave, writer, progress, stored)
-                if (
-                    self.deferred
-                ):  # it is late, or the budget is spent: no use in asking a worker about each of the rest
+                if self.deferred:  # late, or the budget is spent: no use in asking a worker about each of the rest
                     self.deferred |= {row["video_id"] for row in (*wave, *tasks[first + run.wave_videos :])}
                     break
         finally:
