@@ -294,7 +294,7 @@ def recover(output: Output, published: OutputReader, *written: str) -> str | Non
     if runs and published.current() is None:
         raise ConfigError(
             f"output.uri = {output.config.uri!r}: {CURRENT} is missing, but runs were published, newest {runs[-1]}; "
-            "restore the file or put a run into force with `vca rollback`: without it all older rows would be out of sight"
+            "restore the file, or put a run into force with `vca rollback`: else all older rows would be out of sight"
         )
     return finished
 
