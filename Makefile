@@ -87,6 +87,14 @@ faults-short: $(STAMP)  ## The part of them that CI runs
 gpu: $(STAMP)  ## Tests that need a GPU
 	$(PYTEST) tests/gpu
 
+# BENCH="floor start" runs some of them, ROUNDS=5 more rounds. Nothing else should run on the machine meanwhile.
+BENCH  ?=
+ROUNDS ?= 3
+
+.PHONY: bench
+bench: $(STAMP)  ## Measure speed, memory and growth; figures go to benchmarks/results
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS) $(BENCH)
+
 # The tool brings thirty packages that nothing else needs: it gets an environment of its own. --strict: a package that
 # nobody could ask about is a failure, not a line to be overlooked.
 PIP_AUDIT := pip-audit==2.10.1

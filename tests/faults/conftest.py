@@ -10,7 +10,7 @@ import pytest
 from tests.support import nights
 from tests.support.cluster import local_cluster
 from tests.support.drivers import Point, killed_copy
-from tests.support.memory import peak_memory
+from benchmarks.memory import peak_memory
 from tests.support.nights import make_archive
 from tests.support.runs import Job
 from tests.support.tally import TALLY

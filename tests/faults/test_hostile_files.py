@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory import peak_memory
+from benchmarks.memory import peak_memory
 from tests.support.mutants import MEDIA, SUBTITLES, media_mutants, originals, subtitle_mutants
 from tests.support.outcomes import assert_balanced, assert_nothing_doubled, assert_nothing_left_over
 from tests.support.runs import LIGHT, Job

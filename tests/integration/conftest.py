@@ -27,7 +27,7 @@ def ray_cluster() -> Iterator[None]:
 def media_tagged(media_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "MediaRun":
     """The tagging job over the whole folder of real media, once: minutes of work."""
     from tests.support.media import MediaRun
-    from tests.support.memory import peak_memory
+    from benchmarks.memory import peak_memory
     from tests.support.runs import Job
 
     class Listener(logging.Handler):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.memory import Peak
+from benchmarks.memory import Peak
 from tests.support.runs import Job
 
 Figures = Callable[[str], None]
