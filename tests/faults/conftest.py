@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory import peak_memory
 from tests.support import nights
 from tests.support.cluster import local_cluster
 from tests.support.drivers import Point, killed_copy
-from benchmarks.memory import peak_memory
 from tests.support.nights import make_archive
 from tests.support.runs import Job
 from tests.support.tally import TALLY

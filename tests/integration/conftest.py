@@ -26,8 +26,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def media_tagged(media_dir: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "MediaRun":
     """The tagging job over the whole folder of real media, once: minutes of work."""
-    from tests.support.media import MediaRun
     from benchmarks.memory import peak_memory
+    from tests.support.media import MediaRun
     from tests.support.runs import Job
 
     class Listener(logging.Handler):
