@@ -96,6 +96,7 @@ def looped(path: Path, master: Path, seconds: int) -> Path:
         streams = {s.index: out.add_stream_from_template(s) for s in source.streams if s.type in ("video", "audio")}
         length = source.duration or 0  # microseconds
         rounds = -(-seconds * 1_000_000 // length)
+        newest: dict[int, int] = {}
         for number in range(rounds):
             source.seek(0)
             for packet in source.demux():
@@ -103,6 +104,9 @@ def looped(path: Path, master: Path, seconds: int) -> Path:
                     continue
                 shift = int(number * length / 1_000_000 / packet.time_base)
                 packet.pts, packet.dts = (packet.pts or 0) + shift, packet.dts + shift
+                if packet.dts <= newest.get(packet.stream_index, packet.dts - 1):
+                    continue  # the last packet of sound reaches into the next round
+                newest[packet.stream_index] = packet.dts
                 packet.stream = streams[packet.stream_index]
                 out.mux(packet)
     return unfinished.rename(path)

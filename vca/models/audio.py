@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy.fft import dct, irfft, rfft
-from scipy.signal import resample_poly
 
 from vca.core.errors import ConfigError
 from vca.core.records import BoolArray, FloatArray
@@ -136,6 +134,8 @@ class WindowEncoder:
         rate = self.model.spec.sampling_rate
         if rate == SAMPLE_RATE:
             return wave
+        from scipy.signal import resample_poly  # a second of CPU time to import, and few models ask for another rate
+
         common = gcd(rate, SAMPLE_RATE)
         result: FloatArray = resample_poly(wave, rate // common, SAMPLE_RATE // common).astype(np.float32)
         return result
@@ -196,6 +196,8 @@ def _spectral(
     pcm: FloatArray, frame_step: npt.NDArray[np.int64], pitch_step: npt.NDArray[np.int64], n_steps: int
 ) -> list[FloatArray]:
     """Blocks in the order of `BLOCKS`, each [S, width]; rows of steps without frames are zero."""
+    from scipy.fft import dct, rfft  # half a second of CPU time that who only decodes need not spend
+
     frames = _frames(pcm, WINDOW, HOP)  # [F, WINDOW]
     window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
     power = np.abs(rfft(frames * window, N_FFT, axis=1)) ** 2 / np.float32((window.sum() / 2) ** 2)  # [F, N_FFT/2+1]
@@ -274,6 +276,8 @@ def _voicing(pcm: FloatArray, pitch_step: npt.NDArray[np.int64], n_steps: int) -
 
 
 def _autocorrelation(frames: FloatArray) -> FloatArray:
+    from scipy.fft import irfft, rfft
+
     spectrum = rfft(frames, 2 * frames.shape[1], axis=1)
     result: FloatArray = irfft(np.abs(spectrum) ** 2, axis=1)
     return result

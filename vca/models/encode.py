@@ -3,6 +3,7 @@
 Shape letters: S steps, K frames a step, H W picture, n sound samples, M frames to read text from, D features.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +69,10 @@ class EncodedSegment:
 class SegmentEncoder:
     """Holds every encoder of one process. Loading raises `ConfigError`s; calls take and give arrays only.
 
-    Sets the thread count of torch for the whole process: it is meant to be alone in one.
+    Sets the thread count of torch, where a model uses it, for the whole process: it is meant to be alone in one.
     """
 
     def __init__(self, config: EncodersConfig, step_us: int) -> None:
-        import torch
-
         self.step_us = step_us
         # The detector's and the reader's libraries set thread counts of their own when loaded: ours comes last.
         self._speech = SpeechReader(config.speech) if config.speech.vad != "none" else None
@@ -82,7 +81,10 @@ class SegmentEncoder:
         self._audio = build_audio(config.audio, step_us)
         self.vision_dim = 0 if self._vision is None else self._vision.dim
         self.audio_dim = 0 if self._audio is None else self._audio.dim
-        torch.set_num_threads(config.threads)
+        if "torch" in sys.modules:  # descriptors need none of it, and importing it takes two seconds of CPU time
+            import torch
+
+            torch.set_num_threads(config.threads)
 
     def __call__(
         self,
