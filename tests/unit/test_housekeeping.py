@@ -94,6 +94,17 @@ def test_the_run_in_force_stays(out: Path) -> None:
     assert everything(out) == before
 
 
+def test_a_lost_pointer_is_put_back(out: Path) -> None:
+    """The next run refuses to work without it and names the command that helps; afterwards all is as before."""
+    before = everything(out)
+    (out / CURRENT).unlink()
+    with pytest.raises(ConfigError, match=f"{CURRENT} is missing.*vca rollback {FOURTH}"):
+        recover(Output(config_of(out)), local_reader(out))
+    assert roll_back(out, FOURTH) == f"run {FOURTH} is in force"
+    assert everything(out) == before
+    assert recover(Output(config_of(out)), local_reader(out)) is None
+
+
 def test_a_run_after_a_rollback_builds_on_the_run_in_force(out: Path, tmp_path: Path) -> None:
     """Its parent is the older run: nothing of the runs that were rolled back comes back."""
     last = newest(out)

@@ -293,8 +293,8 @@ def recover(output: Output, published: OutputReader, *written: str) -> str | Non
     runs = published.runs()
     if runs and published.current() is None:
         raise ConfigError(
-            f"output.uri = {output.config.uri!r}: {CURRENT} is missing, but runs were published, newest {runs[-1]}; "
-            "restore the file, or put a run into force with `vca rollback`: else all older rows would be out of sight"
+            f"output.uri = {output.config.uri!r}: {CURRENT} is missing, and without it all older rows would be out of "
+            f"sight; restore the file, or put a run into force: vca rollback {runs[-1]}"
         )
     return finished
 
