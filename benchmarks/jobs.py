@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vca.pipelines import cluster, run
 from vca.pipelines.config import RayConfig, TagConfig, read_config
@@ -25,9 +26,9 @@ class Tagged:
     said: tuple[str, ...]
     config: TagConfig
 
-    def rows(self, sql: str) -> list[dict[str, object]]:
+    def rows(self, sql: str) -> list[dict[str, Any]]:
         config = self.config.output
-        found: list[dict[str, object]] = query(open_output(config.uri, config.storage), sql).to_pylist()
+        found: list[dict[str, Any]] = query(open_output(config.uri, config.storage), sql).to_pylist()
         return found
 
 
@@ -41,9 +42,9 @@ def cluster_of(n_cpus: int, object_store_mb: int = 512) -> Iterator[None]:
         cluster.disconnect(started)
 
 
-def tag_config(archive: Path | str, output: Path | str, *settings: str) -> TagConfig:
-    """The shipped configuration with another archive and without tracking."""
-    overrides = [
+def tag_overrides(archive: Path | str, output: Path | str, *settings: str) -> list[str]:
+    """Settings over `configs/local.yaml`: another archive, no tracking, no trained model."""
+    return [
         f"archive.uri={json.dumps(str(archive))}",
         f"output.uri={json.dumps(str(output))}",
         f"taxonomy={json.dumps(str(REPOSITORY / 'configs' / 'taxonomy.yaml'))}",
@@ -51,7 +52,11 @@ def tag_config(archive: Path | str, output: Path | str, *settings: str) -> TagCo
         "predict.model=zeroshot",
         *settings,
     ]
-    return read_config(str(REPOSITORY / "configs" / "local.yaml"), overrides)
+
+
+def tag_config(archive: Path | str, output: Path | str, *settings: str) -> TagConfig:
+    """The shipped configuration with `tag_overrides`."""
+    return read_config(str(REPOSITORY / "configs" / "local.yaml"), tag_overrides(archive, output, *settings))
 
 
 def tag(archive: Path | str, output: Path | str, *settings: str) -> Tagged:

@@ -27,12 +27,13 @@ from vca.media.confinement import Confinement, confine
 from vca.media.container import HEAD_BYTES, Media, open_media
 from vca.media.decode_config import DecodeConfig
 from vca.media.probe import MediaInfo, probe_media
-from vca.media.read import ReadPlan, Segment, read_segment
+from vca.media.read import ReadPlan, Segment, SegmentReader
 from vca.media.wire import ALIGNMENT, Channel, GoneError, write_arrays
 
 _BLOCK = 1024 * 1024
 _LARGEST_READ = 8 * _BLOCK
 _CACHE_BLOCKS = 48
+_INDEX_BLOCKS = 32
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,15 +42,24 @@ class RangeAbortError(Exception):
 
 
 class RangeFile:
-    """A remote object as a file: reads ahead in growing blocks and keeps the last 48 MiB."""
+    """A remote object as a file: reads ahead in growing blocks and keeps the last 48 MiB, and the index besides."""
 
     def __init__(self, channel: Channel, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+        self.needed_bytes = size_bytes
+        """Where the current request will end, as far as can be told: what lies behind is not read ahead."""
         self._channel = channel
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._index: dict[int, bytes] = {}
         self._ahead = 1
         self._expected_block = -1
+
+    def keep_index(self) -> None:
+        """Call it once the container is open: what that took is wanted at each opening and never given up."""
+        if not self._index and len(self._blocks) <= _INDEX_BLOCKS:
+            self._index = dict(self._blocks)
+            self._blocks.clear()
 
     def read(self, size: int, /) -> bytes:
         size = max(0, min(size, self.size_bytes - self._position))
@@ -73,13 +83,16 @@ class RangeFile:
         return self._position
 
     def _block(self, index: int) -> bytes:
+        if index in self._index:
+            return self._index[index]
         if index in self._blocks:
             self._blocks.move_to_end(index)
             return self._blocks[index]
         # Sequential reads double what is fetched at once; a jump starts small again: it may be a look at an index.
         self._ahead = min(self._ahead * 2, _LARGEST_READ // _BLOCK) if index == self._expected_block else 1
         start = index * _BLOCK
-        size = min(self._ahead * _BLOCK, self.size_bytes - start)
+        size = min(self._ahead * _BLOCK, max(self.needed_bytes - start, _BLOCK), self.size_bytes - start)
+        size = min(-(-size // _BLOCK) * _BLOCK, self.size_bytes - start)
         self._channel.send({"kind": "range", "offset": start, "size": size})
         reply = self._channel.receive()
         if reply.get("abort"):
@@ -94,9 +107,10 @@ class RangeFile:
 
 
 class _Object:
-    """The object of one request, opened as often as needed."""
+    """The object of one request, or of several in a row, opened as often as needed."""
 
     def __init__(self, channel: Channel, source: dict[str, Any], config: DecodeConfig) -> None:
+        self.source = source
         self.path: str | None = source.get("path")
         self._config = config
         self._file: RangeFile | None = None
@@ -115,11 +129,46 @@ class _Object:
             self.size_bytes = source["size_bytes"]
             self._file = RangeFile(channel, self.size_bytes)
             self._head = self._file.read(HEAD_BYTES)
+        self._reader = SegmentReader(self.open, self.path, self.size_bytes)
 
     def open(self) -> Media:
         if self._file is not None:
             self._file.seek(0)
-        return open_media(self._file or self.path or "", self._head, self.size_bytes, self._config.max_pixels)
+        media = open_media(self._file or self.path or "", self._head, self.size_bytes, self._config.max_pixels)
+        if self._file is not None:
+            self._file.keep_index()
+        return media
+
+    def read(self, info: MediaInfo, span: Span, plan: ReadPlan) -> Segment:
+        if self._file is not None and info.duration_us > 0:
+            # A guess from the mean bit rate. Wrong, it costs a few more requests or some megabytes for nothing.
+            share = span.end_us / info.duration_us
+            self._file.needed_bytes = min(self.size_bytes, int(self.size_bytes * share) + 2 * _BLOCK)
+        return self._reader.read(info, span, plan, self._config)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class _Objects:
+    """Keeps the object of the last request: the next segment of the same content goes on where that one ended."""
+
+    def __init__(self, channel: Channel, config: DecodeConfig) -> None:
+        self._channel = channel
+        self._config = config
+        self._last: _Object | None = None
+
+    def get(self, source: dict[str, Any]) -> _Object:
+        last = self._last
+        if last is None or source["version"] is None or last.source != source:
+            self.drop()
+            self._last = last = _Object(self._channel, source, self._config)
+        return last
+
+    def drop(self) -> None:
+        if self._last is not None:
+            self._last.close()
+        self._last = None
 
 
 def serve(channel: Channel, shared_fd: int, config: DecodeConfig, confinement: Confinement) -> None:
@@ -127,6 +176,7 @@ def serve(channel: Channel, shared_fd: int, config: DecodeConfig, confinement: C
     gc.collect()
     gc.freeze()  # what was imported is never garbage: the collection after each request looks at little
     channel.send({"kind": "ready", "taken": confinement.taken, "missing": confinement.missing})
+    objects = _Objects(channel, config)
     while True:
         try:
             request = channel.receive()
@@ -134,7 +184,7 @@ def serve(channel: Channel, shared_fd: int, config: DecodeConfig, confinement: C
             return
         _allow_cpu(config.cpu_limit_s)
         try:
-            reply = _answer(channel, shared_fd, config, request)
+            reply = _answer(objects, shared_fd, config, request)
         except GoneError:
             return
         except MediaError as error:
@@ -145,13 +195,15 @@ def serve(channel: Channel, shared_fd: int, config: DecodeConfig, confinement: C
             reply = {"kind": "failed", "code": ErrorCode.DECODE_MEMORY, "message": _memory_message(config)}
         except Exception:  # noqa: BLE001 - handed to the parent, which raises it
             reply = {"kind": "broken", "traceback": traceback.format_exc()[-8000:]}
+        if reply["kind"] not in ("probed", "segment"):
+            objects.drop()
         # PyAV containers and streams hold each other: a few small objects for Python, hundreds of megabytes for FFmpeg.
         gc.collect()
         channel.send(reply)
 
 
-def _answer(channel: Channel, shared_fd: int, config: DecodeConfig, request: dict[str, Any]) -> dict[str, Any]:
-    source = _Object(channel, request["source"], config)
+def _answer(objects: _Objects, shared_fd: int, config: DecodeConfig, request: dict[str, Any]) -> dict[str, Any]:
+    source = objects.get(request["source"])
     if request["kind"] == "probe":
         media = source.open()
         try:
@@ -159,15 +211,8 @@ def _answer(channel: Channel, shared_fd: int, config: DecodeConfig, request: dic
         finally:
             media.close()
         return {"kind": "probed", "info": info.to_row()}
-    segment = read_segment(
-        source.open,
-        source.path,
-        source.size_bytes,
-        MediaInfo.from_row(request["info"]),
-        Span(*request["span"]),
-        ReadPlan(**request["plan"]),
-        config,
-    )
+    info = MediaInfo.from_row(request["info"])
+    segment = source.read(info, Span(*request["span"]), ReadPlan(**request["plan"]))
     return _segment_reply(segment, shared_fd, config)
 
 

@@ -32,8 +32,9 @@ class DecodeConfig(Config):
 
     `decord`: the same rule without the limit on size; files decord cannot be trusted with still go to PyAV.
     """
-    stage_limit_mb: int = Field(512, ge=0)
-    """Larger remote objects are read by byte range instead of being copied first."""
+    stage_limit_mb: int = Field(64, ge=0)
+    """Larger remote objects are read by byte range instead of being copied first. A long video is copied for the first
+    look at it and then read by range all the same: a high limit costs its bytes twice."""
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Width times height of the coded picture."""
     max_duration_h: float = Field(24.0, gt=0)

@@ -1,8 +1,10 @@
 """One pass over the packets of a segment: seek, demux, decode, hand over to collectors."""
 
 import gc
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import av
@@ -42,6 +44,24 @@ class VideoPacket:
     duration_us: int
     clean: bool
     is_key: bool
+
+
+@dataclass(slots=True)
+class Handover:
+    """Where a pass ended, for the pass over the span right behind it: it neither seeks nor decodes anything twice.
+
+    Made by `SegmentPass.handover`. The media and their decoders go with it.
+    """
+
+    media: Media
+    end_us: int
+    pictures: list[tuple[av.VideoFrame, int, int]]
+    """The last that were shown, with time and duration: one of them is on screen when the next span starts."""
+    packets: list["av.Packet[Any]"]
+    """Read already, but wanted by the next span; of the sound also those that warm its decoder up."""
+    last_us: int | None
+    dts: tuple[int | None, int | None]
+    video_end_us: int
 
 
 class SegmentPass:
@@ -95,6 +115,12 @@ class SegmentPass:
         self._period_us = self._nominal_period_us()
         self._first_audio = True
         self._uncollected_bytes = 0
+        self._goes_on = False
+        self._dropped = False
+        self._shown: deque[tuple[av.VideoFrame, int, int]] = deque(maxlen=3)
+        self._kept: list[av.Packet[Any]] | None = []  # see `Handover.packets`; None: too much, or not to be told
+        self._kept_bytes = 0
+        self._replayed: Iterator[av.Packet[Any]] = iter(())
 
     def run(self, back_us: int | None) -> bool:
         """Read the span, from `back_us` before it or (None) from the start of the file.
@@ -108,7 +134,53 @@ class SegmentPass:
         seeks = back_us is not None and self._span.start_us > back_us
         if seeks and not self._seek(self._span.start_us - (back_us or 0)):
             return False
-        for packet in self._demux(streams):
+        return self._read(self._demux(streams))
+
+    def run_on(self, before: Handover) -> bool:
+        """Read the span that starts where the pass behind `before` ended. Returns False as `run` does.
+
+        The pictures are those of an uninterrupted decoder. The sound starts afresh with the same packets as after a
+        seek, so that it is the same, too.
+        """
+        assert before.media is self._media, "a handover of other media"
+        assert before.end_us == self._span.start_us, "a handover of another place"
+        self._goes_on = True
+        self._pending = None
+        self._last_us, self.video_end_us = before.last_us, before.video_end_us
+        self._first_dts, self._dts_shift = before.dts
+        if not self._audio_done:
+            assert self._media.audio is not None
+            self._media.audio.codec_context.flush_buffers()  # the pass before has drained it
+        if before.pictures:
+            self.n_video_packets, self.video_start_us = len(before.pictures), before.pictures[0][1]
+        for frame, time_us, duration_us in before.pictures:
+            self._show_at(frame, time_us, duration_us)
+        if self._late:
+            return False
+        self._replayed = iter(before.packets)
+        return self._read(chain(self._replayed, self._demux(self._streams())))
+
+    def handover(self) -> Handover | None:
+        """For the next span; None where that must seek: after damage, with captions, where only decoding times tell."""
+        fit = (
+            self._video_done
+            and not self.at_end
+            and not self._late
+            and self.damaged == 0
+            and not self.has_captions
+            and not self._media.uses_dts
+        )
+        pictures = list(self._shown)
+        if self._mode == "decode":
+            fit = fit and bool(pictures) and pictures[0][1] <= self._span.end_us
+        if not fit or self._kept is None or self._mode == "look":
+            return None
+        packets = [*self._kept, *self._replayed]  # a short span may not have come to the end of those that it was given
+        clock = (self._last_us, (self._first_dts, self._dts_shift), self.video_end_us)
+        return Handover(self._media, self._span.end_us, pictures, packets, *clock)
+
+    def _read(self, packets: Iterator["av.Packet[Any]"]) -> bool:
+        for packet in packets:
             self._route(packet)
             if self._late:
                 return False
@@ -116,8 +188,18 @@ class SegmentPass:
                 break
         else:
             self.at_end = True
+            if self._dropped and not self._pending:
+                return False  # the file ended before a key frame came
         self._finish()
         return not self._late
+
+    def _keep(self, packet: "av.Packet[Any]") -> None:
+        if self._kept is None:
+            return
+        self._kept.append(packet)
+        self._kept_bytes += packet.size
+        if self._kept_bytes > _PENDING_BYTES:
+            self._kept = None
 
     def _wanted(self) -> bool:
         """With neither pictures nor sound to wait for, only the time of subtitle packets ends the pass."""
@@ -171,6 +253,9 @@ class SegmentPass:
             for index, collector in self._to.subtitles:
                 if index == packet.stream_index:
                     collector.feed(packet)
+            time_us = self._media.packet_time_us(packet)
+            if time_us is None or time_us >= self._span.end_us - _WARM_UP_US:
+                self._keep(packet)
 
     def _finish(self) -> None:
         self._release_pending()
@@ -189,10 +274,14 @@ class SegmentPass:
 
     def _audio_packet(self, packet: "av.Packet[Any]") -> None:
         self.n_audio_packets += 1
+        time_us = self._media.packet_time_us(packet)
+        if time_us is None:
+            self._kept = None
+        elif time_us >= self._span.end_us - _WARM_UP_US - _duration_us(packet):
+            self._keep(packet)
         if self._audio_done:
             return
         self.n_encrypted += packet.has_sidedata("encryption_info")
-        time_us = self._media.packet_time_us(packet)
         if time_us is not None:
             if self._first_audio and self._sought and time_us > self._span.start_us:
                 self._late = True
@@ -235,7 +324,9 @@ class SegmentPass:
             self.video_end_us = max(self.video_end_us, time_us + (_duration_us(packet) or self._period_us))
         if self._mode == "look":
             self._look(packet, time_us)
-        elif self._video_done or (self._keyframes and not packet.is_keyframe and self._pending is None):
+        elif self._video_done:
+            self._keep(packet)
+        elif self._keyframes and not packet.is_keyframe and self._pending is None:
             return
         elif self._pending is None:
             self._decode_video(packet)
@@ -263,7 +354,8 @@ class SegmentPass:
         if not self._pending and self._sought:
             if packet.is_keyframe:
                 self._late = True  # the first key frame lies behind the start: go back further
-            return  # pictures without their key frame
+            self._dropped = True  # pictures without their key frame
+            return
         self._pending.append(packet)
         self._pending_bytes += packet.size
         dts_us = time_us if packet.dts is None else self._media.to_clock(packet.dts, packet.time_base)
@@ -298,16 +390,20 @@ class SegmentPass:
         time_us = self._frame_time_us(frame)
         if self._sought and self._anchor_us is not None and time_us < self._anchor_us:
             return  # refers to pictures before the key frame
+        self._show_at(frame, time_us, self._frame_duration_us(frame))
+
+    def _show_at(self, frame: av.VideoFrame, time_us: int, duration_us: int) -> None:
         self.n_pictures += 1
         self._collect_garbage(frame)
         if self.first_picture is None:
             self.first_picture = frame
             self.has_captions = SideData.A53_CC in frame.side_data
-            if self.has_captions and self._to.captions is not None and self._sought and not self._preroll_us:
+            inside = self._sought or self._goes_on
+            if self.has_captions and self._to.captions is not None and inside and not self._preroll_us:
                 self._late = True  # come again with pictures from before the span
         if self._mode == "look":
             return
-        duration_us = self._frame_duration_us(frame)
+        self._shown.append((frame, time_us, duration_us))
         if self._to.captions is not None:
             self._to.captions.feed(frame, time_us)
         if self._to.sampler is not None:

@@ -302,8 +302,8 @@ class _Child:
 
 def _describe(source: Source) -> dict[str, Any]:
     if isinstance(source, LocalSource):
-        return {"path": str(Path(source.path).absolute())}
-    return {"size_bytes": source.size_bytes, "name": source.name}
+        return {"path": str(Path(source.path).absolute()), "version": source.version}
+    return {"size_bytes": source.size_bytes, "name": source.name, "version": source.version}
 
 
 def _environment() -> dict[str, str]:

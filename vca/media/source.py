@@ -16,6 +16,8 @@ class LocalSource:
     """The whole object is a file that may be opened by path."""
 
     path: str
+    version: str | None = None
+    """Equal for equal content: what was read of it for one request may serve the next. None: it may have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class RangeSource:
     read_range: Callable[[int, int], bytes]
     size_bytes: int
     name: str
+    version: str | None = None
+    """As for `LocalSource`."""
 
 
 Source = LocalSource | RangeSource

@@ -350,7 +350,7 @@ class Archive:
         if not is_plain_key(key):
             raise MediaError(ErrorCode.BAD_KEY, f"the key cannot be opened by name: {key}")
         if self._s3 is None:
-            yield LocalSource(self._open_local(key, version))
+            yield LocalSource(self._open_local(key, version), version)
             return
         if whole and size_bytes <= stage_limit_bytes:
             # An own folder, so that one deletion removes whatever a decoder leaves beside the copy.
@@ -360,7 +360,7 @@ class Archive:
                     return
                 logger.warning("no room to stage %d bytes of %s; reading ranges instead", size_bytes, key)
         self._s3.check_version(key, version)
-        yield RangeSource(_RangeReader(self._s3, key, size_bytes, version), size_bytes, key)
+        yield RangeSource(_RangeReader(self._s3, key, size_bytes, version), size_bytes, key, version)
 
     def read_bytes(self, key: str, limit_bytes: int, version: str | None = None) -> bytes:
         """A whole small object. `MediaError` OUTPUT_LIMIT if it is larger than `limit_bytes`.

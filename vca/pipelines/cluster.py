@@ -208,7 +208,9 @@ def read_and_encode(
 ) -> Iterator[pa.Table]:
     """Stream `stages.TASKS` rows through decoding and encoding; yields `stages.ENCODED` rows as they are done."""
     size = min(slots.readers, len(tasks))
-    dataset = _stage(_dataset(tasks), ReadStage, [settings, watch], size, slots.reader_cpus, 0)
+    # Block by block as they come: Ray would collect the segments of a task to 128 MB, and the encoders would wait.
+    tasks_as_blocks = _dataset(tasks, block_bytes=1)
+    dataset = _stage(tasks_as_blocks, ReadStage, [settings, watch], size, slots.reader_cpus, 0)
     arguments = [encoders, settings.plan.step_us, slots.encoder_gpus, watch]
     size = min(slots.encoders, len(tasks))
     yield from _rows(_stage(dataset, EncodeStage, arguments, size, slots.encoder_cpus, slots.encoder_gpus))
@@ -287,12 +289,15 @@ def _rows(dataset: Any) -> Iterator[pa.Table]:
         raise
 
 
-def _dataset(rows: pa.Table, in_order: bool = False) -> Any:
-    """One block per row: the row is the unit of scheduling. `in_order` costs waiting behind slow rows."""
+def _dataset(rows: pa.Table, in_order: bool = False, block_bytes: int = 128 << 20) -> Any:
+    """One block per row: the row is the unit of scheduling. `in_order` costs waiting behind slow rows. A stage hands its
+    results on when they come to `block_bytes`, or with the end of a block.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = in_order
+    context.target_max_block_size = block_bytes
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -279,7 +279,7 @@ class _Run:
         progress = Progress("read", len(tasks), sum(r["size_bytes"] for r in tasks), run.progress_s, self._show)
         try:
             for first in range(0, len(tasks), run.wave_videos):
-                wave = [row | {"media": None, "segment_index": None} for row in tasks[first : first + run.wave_videos]]
+                wave = [row | _WHOLE for row in tasks[first : first + run.wave_videos]]
                 while wave and not self.deferred:
                     wave = self._read_wave(wave, writer, progress, stored)
                 if self.deferred:  # late, or the budget is spent: no use in asking a worker about each of the rest
@@ -297,7 +297,9 @@ class _Run:
         assert self.slots is not None, "tasks without a cluster"
         assert self.watch is not None, "tasks outside `watched`"
         segments: list[dict[str, Any]] = []
-        left = Counter(task["video_id"] for task in wave)
+        left: Counter[str] = Counter()
+        for task in wave:
+            left[task["video_id"]] += task["n_together"]
         by_id = {task["video_id"]: task for task in wave}
         table = pa.Table.from_pylist([{n: t[n] for n in TASKS.names} for t in wave], schema=TASKS)
         encoders = self.job.config.encoders
@@ -330,7 +332,7 @@ class _Run:
                     media_us=row["coverage_us"] or 0,
                     failed=int(first_failure),
                 )
-        return segments
+        return together(segments, self.slots.readers)
 
     def _without_retried(self, index: pa.Table) -> pa.Table:
         """What is stored of a video that somebody wants read again is what the failure left."""
@@ -426,6 +428,35 @@ class _Run:
     def _show(self, line: str, metrics: dict[str, float], step: int) -> None:
         self.say(line)
         self.tracker.progress(metrics, step)
+
+
+_WHOLE = {"media": None, "segment_index": None, "n_together": 1}
+"""A task that looks at a video, and reads it if it is one segment."""
+
+TOGETHER = 5
+"""Segments of a long video that one task reads at most: opening it and finding the place cost little then, and a run
+that must end soon, or has lost a worker, waits minutes of video and no more."""
+
+
+def together(segments: Sequence[dict[str, Any]], readers: int) -> list[dict[str, Any]]:
+    """Tasks of neighbouring segments, from tasks of one segment in the order of the videos.
+
+    Few segments are not put together, so that every reader has something to do.
+    """
+    most = max(1, min(TOGETHER, len(segments) // (4 * readers)))
+    tasks: list[dict[str, Any]] = []
+    for one in segments:
+        last = tasks[-1] if tasks else None
+        if (
+            last is not None
+            and last["video_id"] == one["video_id"]
+            and last["n_together"] < most
+            and last["segment_index"] + last["n_together"] == one["segment_index"]
+        ):
+            last["n_together"] += 1
+        else:
+            tasks.append(one | {"n_together": 1})
+    return tasks
 
 
 def code_version() -> str:

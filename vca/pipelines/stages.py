@@ -7,8 +7,9 @@ Shape letters: S steps, K frames a step, H W picture, M frames to read text from
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from vca.core.records import TextPiece
 from vca.core.schemas import FEATURES, MEDIA_INFO
 from vca.core.timeline import Span, segment_spans
 from vca.media.decode_config import DecodeConfig, SamplingConfig
-from vca.media.isolation import DecoderProcess
+from vca.media.isolation import DecoderProcess, Source
 from vca.media.probe import MediaInfo
 from vca.media.read import ReadPlan, Segment
 from vca.media.sidecars import sidecar_language
@@ -41,10 +42,12 @@ TASKS = pa.schema(
         pa.field("sidecars", pa.list_(SIDECAR)),
         pa.field("media", MEDIA_INFO),
         pa.field("segment_index", pa.int32()),
+        pa.field("n_together", pa.int32()),
         pa.field("attempts", pa.int32()),
     ]
 )
-"""What to read: a video not probed yet (`media` null), or one segment of a probed one."""
+"""What to read: a video not probed yet (`media` null), or `n_together` segments of a probed one, from `segment_index`
+on. Each of them goes on where the one before ended."""
 
 _OUTCOME = [
     pa.field("outcome", pa.string()),  # "read", "probed" (more segments to come), "failed" or "deferred"
@@ -88,7 +91,9 @@ class ReadSettings:
 
 
 class ReadStage:
-    """Reads one task at a time in its own decoding child. A short video is probed and read in one opening."""
+    """Reads one task at a time in its own decoding child. A short video is probed and read in one opening, segments of
+    a long one that are read together in another.
+    """
 
     def __init__(self, settings: ReadSettings, watch: Told) -> None:
         self._settings = settings
@@ -100,46 +105,52 @@ class ReadStage:
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in tasks.to_pylist():
-            started = time.monotonic()
-            work = work_here("read", task["key"], task["segment_index"])
-            if not self._watch.begin(work, may_defer=True):
-                yield pa.Table.from_pylist([self._empty_row(task) | {"outcome": "deferred"}], schema=READ)
-                continue
-            decoded_us = 0
-            try:
-                row, segment = self._read(task)
-                decoded_us = row["coverage_us"]
-            except Exception as error:
-                raise RuntimeError(f"{task['key']} segment {task['segment_index']}: {error!r}") from error
-            finally:
-                self._watch.end(work, decoded_us)
-            row["read_s"] = time.monotonic() - started
-            table = pa.Table.from_pylist([row], schema=READ)
-            yield table if segment is None else _with_arrays(table, segment)
+            opened = _Opened(self._archive, task, self._settings.decode.stage_limit_mb << 20)
+            with opened:
+                for i in range(task["n_together"] or 1):
+                    index = None if task["segment_index"] is None else task["segment_index"] + i
+                    yield self._one(task | {"segment_index": index}, opened)
+
+    def _one(self, task: dict[str, Any], opened: "_Opened") -> pa.Table:
+        started = time.monotonic()
+        work = work_here("read", task["key"], task["segment_index"])
+        if not self._watch.begin(work, may_defer=True):
+            return pa.Table.from_pylist([self._empty_row(task) | {"outcome": "deferred"}], schema=READ)
+        decoded_us = 0
+        try:
+            row, segment = self._read(task, opened)
+            decoded_us = row["coverage_us"]
+        except Exception as error:
+            raise RuntimeError(f"{task['key']} segment {task['segment_index']}: {error!r}") from error
+        finally:
+            self._watch.end(work, decoded_us)
+        row["read_s"] = time.monotonic() - started
+        table = pa.Table.from_pylist([row], schema=READ)
+        return table if segment is None else _with_arrays(table, segment)
 
     def _empty_row(self, task: dict[str, Any]) -> dict[str, Any]:
         row = {name: task[name] for name in ("video_id", "key", "fingerprint", "media", "segment_index")}
         row |= {"step_us": self._settings.plan.step_us, "confinement": self._confinement}
         return row | {"text": [], "shots": [], "coverage_us": 0}
 
-    def _read(self, task: dict[str, Any]) -> tuple[dict[str, Any], Segment | None]:
+    def _read(self, task: dict[str, Any], opened: "_Opened") -> tuple[dict[str, Any], Segment | None]:
         """The narrow columns of a `READ` row, and the decoded arrays where there are any."""
         row = self._empty_row(task)
         info = None if task["media"] is None else MediaInfo.from_row(task["media"])
         stage = "probe" if info is None else "read"
         try:
-            with self._open(task, info) as source:
-                if info is None:
-                    info = self._decoder.probe(source)
-                    row |= {"media": info.to_row(), "segment_index": 0}
-                    stage = "read"
-                spans = segment_spans(info.duration_us, self._settings.sampling.segment_s * 1_000_000)
-                row["n_segments"] = len(spans)
-                if task["segment_index"] is None and len(spans) > 1:
-                    return row | {"outcome": "probed", "stage": stage}, None
-                span = spans[row["segment_index"]]
-                row |= {"start_us": span.start_us, "end_us": span.end_us}
-                segment = self._decoder.read(source, info, span, self._settings.plan)
+            source = opened.source()
+            if info is None:
+                info = self._decoder.probe(source)
+                row |= {"media": info.to_row(), "segment_index": 0}
+                stage = "read"
+            spans = segment_spans(info.duration_us, self._settings.sampling.segment_s * 1_000_000)
+            row["n_segments"] = len(spans)
+            if task["segment_index"] is None and len(spans) > 1:
+                return row | {"outcome": "probed", "stage": stage}, None
+            span = spans[row["segment_index"]]
+            row |= {"start_us": span.start_us, "end_us": span.end_us}
+            segment = self._decoder.read(source, info, span, self._settings.plan)
             sidecar_text, notes = self._sidecars(task, span, info.duration_us)
         except MediaError as error:
             failure = error.failure(stage)
@@ -152,15 +163,6 @@ class ReadStage:
             lost = is_segment and (not failure.transient or last_try)
             return row | {"outcome": "read" if lost else "failed", "transient": failure.transient}, None
         return row | _segment_columns(segment, sidecar_text, notes) | {"outcome": "read", "stage": stage}, segment
-
-    def _open(self, task: dict[str, Any], info: MediaInfo | None) -> Any:
-        return self._archive.open(
-            task["key"],
-            task["size_bytes"],
-            task["version"],
-            stage_limit_bytes=self._settings.decode.stage_limit_mb << 20,
-            whole=info is None,
-        )
 
     def _sidecars(self, task: dict[str, Any], span: Span, duration_us: int) -> tuple[list[TextPiece], list[str]]:
         """Text of the sidecar files that starts in `span`. A file that cannot be parsed is a note, not a failure."""
@@ -187,6 +189,37 @@ class ReadStage:
                 if span.start_us <= piece.start_us < span.end_us
             ]
         return pieces, notes
+
+
+class _Opened:
+    """The object of a task, opened when it is first asked for and closed with the block."""
+
+    def __init__(self, archive: Archive, task: dict[str, Any], stage_limit_bytes: int) -> None:
+        self._archive = archive
+        self._task = task
+        self._limit_bytes = stage_limit_bytes
+        self._stack = ExitStack()
+        self._source: Source | None = None
+
+    def source(self) -> Source:
+        """Raises `MediaError`; asked again, it tries again."""
+        if self._source is None:
+            task = self._task
+            opening = self._archive.open(
+                task["key"],
+                task["size_bytes"],
+                task["version"],
+                stage_limit_bytes=self._limit_bytes,
+                whole=task["media"] is None,
+            )
+            self._source = self._stack.enter_context(opening)
+        return self._source
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 def _segment_columns(segment: Segment, sidecar_text: list[TextPiece], notes: list[str]) -> dict[str, Any]:
