@@ -7,7 +7,8 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +19,9 @@ import pyarrow as pa
 from vca.core.errors import ConfigError, PublishError
 from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
+from vca.pipelines.read_queue import Dealer, ReadQueue, Take
 from vca.pipelines.scoring import ScoreSettings, ScoreStage
-from vca.pipelines.stages import EncodeStage, ReadSettings, ReadStage
+from vca.pipelines.stages import TASKS, EncodeStage, ReadSettings, ReadStage
 from vca.pipelines.watch import Watch, Work
 from vca.pipelines.window_set import WindowSettings, WindowStage
 
@@ -41,6 +43,8 @@ night without end. The retries are not: while a dead node is not yet known to be
 a second, and a handful of them ended the run.
 """
 
+BLOCK_BYTES = 128 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Slots:
@@ -54,6 +58,17 @@ class Slots:
     predictors: int
     predictor_cpus: float
     predictor_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a graph: a class over Arrow tables, and the fixed pool of workers that runs it."""
+
+    kind: type
+    arguments: Sequence[Any]
+    size: int
+    cpus: float
+    gpus: float = 0.0
 
 
 def connect(config: RayConfig) -> bool:
@@ -204,16 +219,100 @@ class RemoteWatch:
 
 
 def read_and_encode(
-    tasks: pa.Table, settings: ReadSettings, encoders: Any, slots: Slots, watch: RemoteWatch
+    queue: ReadQueue, settings: ReadSettings, encoders: Any, slots: Slots, watch: RemoteWatch
 ) -> Iterator[pa.Table]:
-    """Stream `stages.TASKS` rows through decoding and encoding; yields `stages.ENCODED` rows as they are done."""
-    size = min(slots.readers, len(tasks))
-    # Block by block as they come: Ray would collect the segments of a task to 128 MB, and the encoders would wait.
-    tasks_as_blocks = _dataset(tasks, block_bytes=1)
-    dataset = _stage(tasks_as_blocks, ReadStage, [settings, watch], size, slots.reader_cpus, 0)
+    """Stream the tasks of `queue` through decoding and encoding; yields `stages.ENCODED` rows as they are done. Between
+    two of them the caller tells the queue what it learned.
+    """
     arguments = [encoders, settings.plan.step_us, slots.encoder_gpus, watch]
-    size = min(slots.encoders, len(tasks))
-    yield from _rows(_stage(dataset, EncodeStage, arguments, size, slots.encoder_cpus, slots.encoder_gpus))
+    reading = Stage(ReadStage, [settings, watch], slots.readers, slots.reader_cpus)
+    encoding = Stage(EncodeStage, arguments, slots.encoders, slots.encoder_cpus, slots.encoder_gpus)
+    yield from fed(queue.take, TASKS, [reading, encoding])
+
+
+def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.Table]:
+    """Stream the tasks that `take` hands out through `stages`, as rows of `schema`.
+
+    `take` is asked again whenever results were looked at, so they may decide what comes next. The end has come when it
+    hands out nothing and all that it did is back.
+    """
+    import ray
+
+    feed = _Feed(take, schema)
+    try:
+        feed.fill()
+        dataset = _fed_dataset(feed.dealer, feed.here)
+        for stage in stages:
+            dataset = _stage(dataset, stage.kind, list(stage.arguments), stage.size, stage.cpus, stage.gpus)
+        # Without prefetching: what Ray held back until more comes would never come.
+        for rows in _rows(dataset, prefetch_batches=0):
+            yield rows
+            feed.fill(returned=len(rows))
+    finally:
+        with suppress(ray.exceptions.RayError):
+            ray.kill(feed.dealer)
+
+
+class _Feed:
+    """The driver's end of a `Dealer`, which lives in an actor on the driver's node."""
+
+    def __init__(self, take: Take, schema: pa.Schema) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._take, self._schema = take, schema
+        self.here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        actor: Any = ray.remote(Dealer)
+        self.dealer: Any = actor.options(scheduling_strategy=self.here, **options).remote()
+        self._tasks: deque[pa.Table] = deque()  # not known to be taken
+        self._first = 0  # number of the first of them
+        self._rows_out = 0  # results that are to come back
+        self._taken: Any = None
+
+    def fill(self, returned: int = 0) -> None:
+        """Hand out what there is room for."""
+        import ray
+
+        self._rows_out -= returned
+        before = len(self._tasks)
+        while (taken := self._take(self._rows_out)) is not None:
+            task, n_rows = taken
+            self._tasks.append(pa.Table.from_pylist([{name: task[name] for name in self._schema.names}], self._schema))
+            self._rows_out += n_rows
+        if len(self._tasks) == before and self._rows_out:
+            return
+        if self._taken is not None:
+            number = ray.get(self._taken)
+            while self._tasks and self._first < number:
+                self._tasks.popleft()
+                self._first += 1
+        self._taken = self.dealer.put.remote(self._first, list(self._tasks), not self._rows_out)
+
+
+def _fed_dataset(dealer: Any, here: Any) -> Any:
+    """The tasks that a dealer hands out, one block each."""
+    import ray
+
+    # Block by block as they come: Ray would collect rows until they fill one, and the next stage would wait.
+    _configure(in_order=False, block_bytes=1)
+    dataset: Any = ray.data.from_items([0], override_num_blocks=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # No CPUs, and so no fusion with the next stage, which would put all tasks into one worker.
+        return dataset.map_batches(
+            _deal, fn_args=[dealer], batch_size=None, num_cpus=0, max_retries=-1, scheduling_strategy=here
+        )
+
+
+def _deal(_: Any, dealer: Any) -> Iterator[pa.Table]:
+    """Take tasks until there are no more; runs in a task of the graph."""
+    import ray
+
+    number = 0
+    while tasks := ray.get(dealer.take.remote(number)):
+        yield from tasks
+        number += len(tasks)
 
 
 def predict(
@@ -270,14 +369,14 @@ def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: flo
         )
 
 
-def _rows(dataset: Any) -> Iterator[pa.Table]:
+def _rows(dataset: Any, prefetch_batches: int = 2) -> Iterator[pa.Table]:
     """Stream the results to the driver. A `VcaError` of a worker arrives as itself, not in Ray's report, and so does
     an output that a worker could not read.
     """
     from ray.exceptions import RayError
 
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_batches)
     except RayError as error:
         for kind in (ConfigError, PublishError):
             found = re.search(rf"{kind.__module__}\.{kind.__name__}: (.+)", str(error))
@@ -289,9 +388,17 @@ def _rows(dataset: Any) -> Iterator[pa.Table]:
         raise
 
 
-def _dataset(rows: pa.Table, in_order: bool = False, block_bytes: int = 128 << 20) -> Any:
-    """One block per row: the row is the unit of scheduling. `in_order` costs waiting behind slow rows. A stage hands its
-    results on when they come to `block_bytes`, or with the end of a block.
+def _dataset(rows: pa.Table, in_order: bool = False) -> Any:
+    """One block per row: the row is the unit of scheduling. `in_order` costs waiting behind slow rows."""
+    import ray
+
+    _configure(in_order, BLOCK_BYTES)
+    return ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))])
+
+
+def _configure(in_order: bool, block_bytes: int) -> None:
+    """How Ray Data runs the graphs made after this. A stage hands its results on when they come to `block_bytes`, or
+    with the end of a block.
     """
     import ray
 
@@ -305,4 +412,3 @@ def _dataset(rows: pa.Table, in_order: bool = False, block_bytes: int = 128 << 2
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # The same error is raised. Printed here besides, a user's mistake would be eighty lines, and secrets not masked.
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
-    return ray.data.from_arrow([rows.slice(i, 1) for i in range(len(rows))])

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -42,7 +42,8 @@ from vca.pipelines.plan import RETRY_ASKED, Action, Plan, Versions, make_plan
 from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
 from vca.pipelines.progress import Progress, hours
 from vca.pipelines.publish import Spool, publish, recover, stage_tables, storage_failures_end_the_work
-from vca.pipelines.stages import TASKS, ReadSettings
+from vca.pipelines.read_queue import ReadQueue
+from vca.pipelines.stages import ReadSettings
 from vca.pipelines.stored_archive import StoredArchive
 from vca.pipelines.tracking import Tracker
 from vca.pipelines.watch import Watchdog, next_deadline
@@ -51,6 +52,8 @@ from vca.tables.manifest import OutputReader, open_output
 log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_OVER_BUDGET, EXIT_CONFIG, EXIT_NOT_PUBLISHED = 0, 1, 2, 3
+
+LOW_BYTES_PER_S = 64_000  # 0.5 Mbit/s
 
 READER_VERSION = 2
 """Raised when the reading of media changes what features are made of, so that archives are read again."""
@@ -279,11 +282,10 @@ class _Run:
         progress = Progress("read", len(tasks), sum(r["size_bytes"] for r in tasks), run.progress_s, self._show)
         try:
             for first in range(0, len(tasks), run.wave_videos):
-                wave = [row | _WHOLE for row in tasks[first : first + run.wave_videos]]
-                while wave and not self.deferred:
-                    wave = self._read_wave(wave, writer, progress, stored)
+                wave = tasks[first : first + run.wave_videos]
+                self._read_wave(wave, writer, progress, stored)
                 if self.deferred:  # late, or the budget is spent: no use in asking a worker about each of the rest
-                    self.deferred |= {row["video_id"] for row in (*wave, *tasks[first + run.wave_videos :])}
+                    self.deferred |= {row["video_id"] for row in tasks[first + run.wave_videos :]}
                     break
         finally:
             writer.flush()  # whatever ends the run, what is decoded stays decoded
@@ -292,35 +294,41 @@ class _Run:
 
     def _read_wave(
         self, wave: list[dict[str, Any]], writer: FeatureWriter, progress: Progress, stored: set[tuple[str, int, int]]
-    ) -> list[dict[str, Any]]:
-        """Run one wave of tasks; returns the segments of long videos that it found out about."""
+    ) -> None:
+        """Read and encode the videos of one wave: those of one segment as they are opened, of others the segments that
+        are not stored.
+        """
         assert self.slots is not None, "tasks without a cluster"
         assert self.watch is not None, "tasks outside `watched`"
-        segments: list[dict[str, Any]] = []
-        left: Counter[str] = Counter()
-        for task in wave:
-            left[task["video_id"]] += task["n_together"]
+        left = Counter(task["video_id"] for task in wave)
         by_id = {task["video_id"]: task for task in wave}
-        table = pa.Table.from_pylist([{n: t[n] for n in TASKS.names} for t in wave], schema=TASKS)
-        encoders = self.job.config.encoders
-        for rows in cluster.read_and_encode(table, self.job.read_settings, encoders, self.slots, self.watch):
+        n_tasks = _at_most(wave, self.job.config.sampling.segment_s)
+        slots = replace(
+            self.slots, readers=min(self.slots.readers, n_tasks), encoders=min(self.slots.encoders, n_tasks)
+        )
+        queue = ReadQueue(wave, slots.readers, slots.encoders)
+        settings, encoders = self.job.read_settings, self.job.config.encoders
+        for rows in cluster.read_and_encode(queue, settings, encoders, slots, self.watch):
             self._store(rows, writer)
             for row in rows.drop_columns(["vision", "audio", "text", "shots"]).to_pylist():
                 video_id, task = row["video_id"], by_id[row["video_id"]]
                 if row["confinement"] not in self.confinements:  # one line, unless nodes differ
                     self.confinements.add(row["confinement"])
                     self.say(f"decoding   {row['confinement']}")
-                left[video_id] -= 1
                 for stage in ("read", "encode"):
                     self.worker_s[stage] += row[f"{stage}_s"] or 0.0
                 n_segments = row["n_segments"] or 1
                 if row["outcome"] == "probed":
                     todo = [i for i in range(n_segments) if (video_id, i, n_segments) not in stored]
-                    segments += [task | {"media": row["media"], "segment_index": i} for i in todo]
+                    left[video_id] += len(todo) - 1
+                    queue.heard(video_id, [task | {"media": row["media"], "segment_index": i} for i in todo])
                     progress.add(videos=0, size_bytes=task["size_bytes"] * (n_segments - len(todo)) // n_segments)
                     continue
+                queue.heard(video_id)
+                left[video_id] -= 1
                 if row["outcome"] == "deferred":
                     self.deferred.add(video_id)
+                    self.deferred |= {waiting["video_id"] for waiting in queue.clear()}
                     continue
                 first_failure = row["outcome"] == "failed" and video_id not in self.failures
                 if first_failure:
@@ -332,7 +340,6 @@ class _Run:
                     media_us=row["coverage_us"] or 0,
                     failed=int(first_failure),
                 )
-        return together(segments, self.slots.readers)
 
     def _without_retried(self, index: pa.Table) -> pa.Table:
         """What is stored of a video that somebody wants read again is what the failure left."""
@@ -430,33 +437,11 @@ class _Run:
         self.tracker.progress(metrics, step)
 
 
-_WHOLE = {"media": None, "segment_index": None, "n_together": 1}
-"""A task that looks at a video, and reads it if it is one segment."""
-
-TOGETHER = 5
-"""Segments of a long video that one task reads at most: opening it and finding the place cost little then, and a run
-that must end soon, or has lost a worker, waits minutes of video and no more."""
-
-
-def together(segments: Sequence[dict[str, Any]], readers: int) -> list[dict[str, Any]]:
-    """Tasks of neighbouring segments, from tasks of one segment in the order of the videos.
-
-    Few segments are not put together, so that every reader has something to do.
+def _at_most(videos: list[dict[str, Any]], segment_s: int) -> int:
+    """Pieces of work that these videos may turn out to be. Only their sizes are known: this counts those of a low bit
+    rate. Workers that it starts in vain cost their start.
     """
-    most = max(1, min(TOGETHER, len(segments) // (4 * readers)))
-    tasks: list[dict[str, Any]] = []
-    for one in segments:
-        last = tasks[-1] if tasks else None
-        if (
-            last is not None
-            and last["video_id"] == one["video_id"]
-            and last["n_together"] < most
-            and last["segment_index"] + last["n_together"] == one["segment_index"]
-        ):
-            last["n_together"] += 1
-        else:
-            tasks.append(one | {"n_together": 1})
-    return tasks
+    return sum(max(1, row["size_bytes"] // (LOW_BYTES_PER_S * segment_s)) for row in videos)
 
 
 def code_version() -> str:
