@@ -15,7 +15,7 @@ import pytest
 from benchmarks.memory import peak_memory
 from tests.support.mutants import MEDIA, SUBTITLES, media_mutants, originals, subtitle_mutants
 from tests.support.outcomes import assert_balanced, assert_nothing_doubled, assert_nothing_left_over
-from tests.support.runs import LIGHT, Job
+from tests.support.runs import LIGHT_ENCODERS, Job
 from tests.support.tally import TALLY
 from vca.core.errors import CODES
 from vca.core.schemas import TABLES
@@ -27,7 +27,7 @@ SEED = 41
 TALLY.seeds["hostile files"] = SEED
 WALL_LIMIT_S = 20
 SETTINGS = (
-    *LIGHT,
+    *LIGHT_ENCODERS,
     "sampling.segment_s=30",
     f"decode.wall_limit_s={WALL_LIMIT_S}",
     "decode.cpu_limit_s=15",

@@ -6,15 +6,11 @@ from pathlib import Path
 from tests.support.runs import LIGHT
 
 SETTINGS = (
-    *LIGHT,
+    *LIGHT,  # with one worker a stage, so that what is stored when is the same in every run
     "sampling.segment_s=120",  # one round of workers a night; more segments are test_crash_sweep.py's own matter
     # A part after every segment and a line after every video: the points of a run follow each other closely.
     "run.flush_s=0.001",
     "run.progress_s=0.001",
-    # One worker a stage: what is stored when is the same in every run, and the workers are quickly up.
-    "resources.readers=1",
-    "resources.encoders=1",
-    "resources.predictors=1",
 )
 FIRST = {
     "school/lesson-07.mp4": "school/lesson-07.mp4",

@@ -18,8 +18,14 @@ from vca.tables.query import query
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-LIGHT = ("encoders.ocr.kind=none", "encoders.speech.vad=none")
-"""For tests of the flow: encoders that load in no time. What OCR and speech find is tested elsewhere."""
+LIGHT_ENCODERS = ("encoders.ocr.kind=none", "encoders.speech.vad=none")
+"""Load in no time. What OCR and speech find is tested elsewhere."""
+
+ONE_WORKER = ("resources.readers=1", "resources.encoders=1", "resources.predictors=1")
+"""Of each kind: for a handful of short videos, starting workers is most of the work."""
+
+LIGHT = (*LIGHT_ENCODERS, *ONE_WORKER)
+"""For tests of the flow."""
 
 UNSTABLE = {"run_id", "uri", "fingerprint", "tagged_at", "first_failed_at", "last_failed_at"}
 """Columns that differ between two runs over the same content in different places."""
