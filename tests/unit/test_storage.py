@@ -563,8 +563,8 @@ def test_a_staging_folder_of_somebody_else_is_refused(
 
 
 def test_only_what_cannot_be_shown_is_escaped() -> None:
-    """Every character there is, and what becomes of undecodable bytes in file names: shown as it is, or as an escape."""
-    for code in (*range(0xD800), *range(0xDC80, 0xDD00), *range(0xE000, 0x110000)):
+    """Characters of all kinds, and what becomes of undecodable bytes in file names: shown as it is, or as an escape."""
+    for code in (*range(0x3000), *range(0xDC80, 0xDD00), *range(0xE000, 0x110000, 997)):
         printable = chr(code).isprintable() and not 0xDC80 <= code < 0xDD00
         assert (display_key(f"a/{chr(code)}.mp4") == f"a/{chr(code)}.mp4") == printable, hex(code)
     assert display_key("a\nb/\udcffé\u202e.mp4") == "a\\nb/\\xffé\\u202e.mp4"
