@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from vca.core.errors import PublishError
-from vca.core.schemas import TABLES
+from vca.core.schemas import MEDIA_INFO, TABLES
 from vca.media.storage import Archive, ArchiveConfig
 from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.plan import PLAN, Plan, Versions
+from vca.pipelines.predict import PREDICTIONS
 from vca.pipelines.publish import Spool
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -103,3 +104,25 @@ def test_rows_of_failures_have_the_schema(tmp_path: Path) -> None:
     account.failed(plan_row("there.mp4"), "probe", "empty_file", "no bytes", None)
     (file,) = account.spool.files("videos")
     assert pq.read_table(file).schema.equals(TABLES["videos"].schema)
+
+
+def test_kinds_of_text_of_each_video(tmp_path: Path) -> None:
+    """Each video has its own, each kind once and in order, also where one video of a batch has no text at all."""
+    account = make_account(tmp_path, 4)
+    piece = {"start_us": 0, "end_us": 1, "text": "word"}
+    texts = {
+        "a": [piece | {"source": source} for source in ("subtitle", "ocr", "subtitle")],
+        "b": [],
+        "c": [piece | {"source": "asr"}],
+    }
+    media = dict.fromkeys(field.name for field in MEDIA_INFO) | {"duration_us": 9_000_000, "container": "mp4"}
+    media |= {"has_video": True, "has_audio": False, "n_video_streams": 1, "n_audio_streams": 0}
+    told = {"deferred": False, "coverage_us": 9_000_000, "media": media | {"n_subtitle_streams": 0}}
+    lists = {name: [] for name in ("categories", "events", "shots", "step_scores")}
+    plan_rows = {f"id-{key}": plan_row(key) for key in (*texts, "late")}
+    found = [told | lists | {"video_id": f"id-{key}", "key": key, "text": text} for key, text in texts.items()]
+    found.insert(1, {"video_id": "id-late", "key": "late", "deferred": True})
+    predictions = pa.Table.from_pylist([{}, *found], schema=PREDICTIONS).slice(1)
+    account.predicted(predictions, plan_rows)
+    sources = {row["key"]: row["text_sources"] for row in rows(account, "videos")}
+    assert sources == {"a": ["ocr", "subtitle"], "late": None, "b": [], "c": ["asr"]}

@@ -13,6 +13,7 @@ from vca.core.errors import ConfigError, PublishError
 from vca.core.schemas import TABLES
 from vca.core.storage import StorageConfig
 from vca.media.output import Output, OutputConfig
+from vca.pipelines import publish as publish_module
 from vca.pipelines.publish import Spool, publish, recover, stage_tables
 from vca.tables.manifest import CURRENT, OutputReader, open_output
 from vca.tables.query import query
@@ -45,6 +46,10 @@ def shot(video_id: str, run_id: str, index: int) -> dict[str, Any]:
         "start_s": float(index),
         "end_s": index + 1.0,
     }
+
+
+def embedding(video_id: str) -> dict[str, Any]:
+    return {"video_id": video_id, "key": f"{video_id}.mp4", "run_id": RUN_1, "embedding": [0.5] * 10}
 
 
 def run(output: Output, reader: OutputReader, run_id: str, videos: list[str], work: Path) -> None:
@@ -163,6 +168,51 @@ def test_doubled_video_is_refused(tmp_path: Path) -> None:
     spool.add("videos", pa.Table.from_pylist(rows, schema=TABLES["videos"].schema))
     with pytest.raises(PublishError, match="a has 2 rows"):
         stage_tables(spool, Output(OutputConfig(uri=str(tmp_path / "o"))), RUN_1, tmp_path)
+
+
+def test_rows_that_do_not_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small pieces, many files on the driver's disk, small row groups, and more than one published file: what
+    comes out is what went in, in order.
+    """
+    monkeypatch.setattr(publish_module, "SPOOL_BYTES", 20_000)
+    monkeypatch.setattr(publish_module, "ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr(publish_module, "FILE_ROWS", 5_000)
+    uri = str(tmp_path / "o")
+    output, reader = Output(OutputConfig(uri=uri)), open_output(uri, StorageConfig())
+    spool = Spool(tmp_path)
+    names = [f"v{n * 37 % 400:03d}" for n in range(400)]
+    for first in range(0, 400, 10):
+        some = names[first : first + 10]
+        for name in some:
+            spool.add_row("videos", video(name, RUN_1))
+        shots = [shot(v, RUN_1, i) for v in some for i in range(20)]
+        spool.add("shots", pa.Table.from_pylist(shots, schema=TABLES["shots"].schema))
+    assert len(spool.files("shots")) > 10
+    staged = stage_tables(spool, output, RUN_1, tmp_path)
+    publish(output, reader, None, staged, RUN_1, NOW, VERSIONS, {"tagged": 400})
+    files = reader.files("shots")
+    assert len(files) == 2
+    assert pq.ParquetFile(files[0]).metadata.row_group(0).num_rows < 300
+    found = pa.concat_tables([pq.read_table(file) for file in files])
+    assert found.select(["video_id", "shot_index"]).to_pylist() == [
+        {"video_id": name, "shot_index": i} for name in sorted(names) for i in range(20)
+    ]
+    assert query(reader, "SELECT key FROM videos ORDER BY key").column(0).to_pylist() == [
+        f"{n}.mp4" for n in sorted(names)
+    ]
+
+
+def test_no_table_holds_on_to_the_rest_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are cut out of larger tables without a copy: a table that grows slowly must not keep all of those alive."""
+    monkeypatch.setattr(publish_module, "SPOOL_BYTES", 100_000)
+    spool = Spool(tmp_path)
+    shots = pa.Table.from_pylist([shot("a", RUN_1, i) for i in range(5000)], schema=TABLES["shots"].schema)
+    spool.add("video_embeddings", pa.Table.from_pylist([embedding("a")], schema=TABLES["video_embeddings"].schema))
+    before = len(list(tmp_path.iterdir()))
+    spool.add("shots", shots)
+    assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"video_embeddings", "shots"}
+    assert before == 0
+    assert (spool.rows["video_embeddings"], spool.rows["shots"]) == (1, 5000)
 
 
 def test_a_stale_plan_is_not_published(tmp_path: Path) -> None:

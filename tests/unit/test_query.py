@@ -126,6 +126,59 @@ def test_empty_tables_have_their_columns(tmp_path: Path) -> None:
                 assert empty.execute(f"SELECT count(*) FROM {view}").fetchall() == [(0,)]
 
 
+@pytest.mark.parametrize("night", [0, 1, 2])
+def test_files_of_other_versions(tmp_path: Path, night: int) -> None:
+    """A column that came or went between two versions of vca: the views have the columns of this one, null where a file
+    has none, whichever night wrote which files. DuckDB would else go by the first file and refuse the others.
+    """
+    root, untouched = make_output(tmp_path / "out"), reader_of(make_output(tmp_path / "untouched"))
+    reader = reader_of(root)
+    manifest = json.loads((root / f"manifests/{RUN_IDS[3]}.json").read_text())
+    for file in manifest["tables"]["videos"]["files"]:
+        if file["run_id"] != RUN_IDS[night]:
+            rows = pq.read_table(root / file["path"], partitioning=None).drop_columns(["n_frames"])
+            pq.write_table(rows.add_column(0, "of_another_version", pa.array(["x"] * len(rows))), root / file["path"])
+            file["size_bytes"] = (root / file["path"]).stat().st_size
+    (root / f"manifests/{RUN_IDS[3]}.json").write_text(json.dumps(manifest))
+    replaced = f"SELECT * REPLACE (CASE WHEN run_id = '{RUN_IDS[night]}' THEN n_frames END AS n_frames)"
+    for view in ("all_videos", "videos"):
+        found = query(reader, f"FROM {view} ORDER BY ALL")
+        assert found == query(untouched, f"{replaced} FROM {view} ORDER BY ALL")
+        assert query(reader, f"SELECT count(n_frames) FROM {view}") == query(
+            untouched, f"SELECT count(n_frames) FROM ({replaced} FROM {view})"
+        )
+    assert query(reader, "FROM event_spans ORDER BY ALL") == query(untouched, "FROM event_spans ORDER BY ALL")
+
+
+def test_structs_stay_as_they_are() -> None:
+    """DuckDB finds the fields of a struct by their place in the files, and a struct of another version gives wrong
+    values without a word. What is new gets a column of its own.
+    """
+    kinds = {f"{name}.{f.name}": str(f.type) for name, table in TABLES.items() for f in table.schema}
+    assert {column: kind for column, kind in kinds.items() if "struct" in kind} == {
+        "video_categories.evidence": "struct<vision: float not null, audio: float not null, text: float not null>",
+        "event_spans.participants": "list<element: struct<label: string, score: float>>",
+        "event_spans.evidence": "struct<vision: float not null, audio: float not null, text: float not null>",
+        "runs.error_counts": "list<element: struct<error_code: string, count: int64>>",
+    }
+
+
+def test_no_file_is_read_before_it_is_needed(reader: OutputReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On object storage every file costs a request, and after a year a table has hundreds."""
+    opened = []
+    open_file = query_module._PublishedFiles.open
+
+    def counted(self: Any, path: str, *args: Any, **more: Any) -> Any:
+        opened.append(path.split("/")[3])
+        return open_file(self, path, *args, **more)
+
+    monkeypatch.setattr(query_module._PublishedFiles, "open", counted)
+    with connect(reader) as connection:
+        assert opened == []
+        connection.execute("SELECT count(*) FROM shots").fetchall()
+    assert set(opened) == {"shots", "videos"}
+
+
 def test_query_needs_a_published_run(tmp_path: Path) -> None:
     """A mistyped location is an error, not an empty archive."""
     with pytest.raises(ConfigError, match="no run has been published here"):

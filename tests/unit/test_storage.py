@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vca.core.config import build_config
 from vca.core.errors import CODES, ConfigError, ErrorCode, MediaError
-from vca.core.identity import object_version
+from vca.core.identity import display_key, object_version
 from vca.media.sidecars import media_stem, sidecar_language, sidecar_stems
 from vca.media.source import LocalSource
 from vca.media.storage import (
@@ -560,3 +560,11 @@ def test_a_staging_folder_of_somebody_else_is_refused(
         folder.touch()
     with pytest.raises(ConfigError, match="is not a folder that only this user can write; remove it or set TMPDIR"):
         Archive(ArchiveConfig(uri="s3://films/videos")).places()
+
+
+def test_only_what_cannot_be_shown_is_escaped() -> None:
+    """Characters of all kinds, and what becomes of undecodable bytes in file names: shown as it is, or as an escape."""
+    for code in (*range(0x3000), *range(0xDC80, 0xDD00), *range(0xE000, 0x110000, 997)):
+        printable = chr(code).isprintable() and not 0xDC80 <= code < 0xDD00
+        assert (display_key(f"a/{chr(code)}.mp4") == f"a/{chr(code)}.mp4") == printable, hex(code)
+    assert display_key("a\nb/\udcffé\u202e.mp4") == "a\\nb/\\xffé\\u202e.mp4"

@@ -53,6 +53,8 @@ def event_id(video: str, task: str, label: str, start_us: int, end_us: int) -> s
 
 def display_key(key: str) -> str:
     """A key as it may be shown in tables and logs: undecodable bytes and control characters escaped."""
+    if key.isprintable():  # nearly all; character by character it would be the dearest step of a large listing
+        return key
     clean = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
 

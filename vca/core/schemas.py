@@ -131,7 +131,10 @@ _RUN = required("run_id", pa.string(), "run that wrote the row; ids sort by time
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A published table: what a row is, its columns, and the order in which rows are stored."""
+    """A published table: what a row is, its columns, and the order in which rows are stored.
+
+    A later version may add optional columns, null in the rows written before, but never a field to a struct.
+    """
 
     name: str
     row: str

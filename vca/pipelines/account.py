@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vca.core.errors import CODES, ErrorCode, MediaError, PublishError
 from vca.core.schemas import TABLES, Status
@@ -45,8 +46,9 @@ class Account:
     def predicted(self, predictions: pa.Table, plan_rows: dict[str, dict[str, Any]]) -> None:
         """Rows of `predict.PREDICTIONS`: tagged, partial, deferred, or nothing decodable after all."""
         keep = []
-        narrow = ["video_id", "deferred", "media", "coverage_us", "error_code", "error_message", "text"]
-        for row in predictions.select(narrow).to_pylist():
+        narrow = ["video_id", "deferred", "media", "coverage_us", "error_code", "error_message"]
+        rows = predictions.select(narrow).to_pylist()
+        for row, text_sources in zip(rows, _text_sources(predictions), strict=True):
             plan_row = plan_rows[row["video_id"]]
             if row["deferred"]:
                 keep.append(False)
@@ -63,7 +65,7 @@ class Account:
             if damaged:
                 self.damage_counts[row["error_code"] or str(ErrorCode.TRUNCATED)] += 1
             columns = _media_columns(row["media"], row["coverage_us"]) | {
-                "text_sources": sorted({piece["source"] for piece in row["text"]}),
+                "text_sources": text_sources,
                 "error_code": row["error_code"],
                 "error_message": row["error_message"],
                 "attempts": plan_row["attempts"] + 1,
@@ -202,6 +204,17 @@ class Account:
         rows = ", ".join(f"{name} {n}" for name, n in self.spool.rows.items() if n)
         lines.append(f"rows       {rows}")
         return lines
+
+
+def _text_sources(predictions: pa.Table) -> list[list[str]]:
+    """The kinds of text of each video. In Arrow: a long video has thousands of pieces."""
+    pieces = predictions.column("text").combine_chunks()
+    parents, sources = pc.list_parent_indices(pieces), pc.struct_field(pc.list_flatten(pieces), "source")
+    found: list[list[str]] = [[] for _ in range(len(predictions))]
+    kinds = pa.table({"parent": parents, "source": sources}).group_by(["parent", "source"]).aggregate([])
+    for kind in kinds.sort_by([("parent", "ascending"), ("source", "ascending")]).to_pylist():
+        found[kind["parent"]].append(kind["source"])
+    return found
 
 
 def _media_columns(media: dict[str, Any], coverage_us: int) -> dict[str, Any]:

@@ -40,8 +40,12 @@ log = logging.getLogger(__name__)
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 FILE_ROWS = 4_000_000
 ROW_GROUP_ROWS = 128_000
-SPOOL_BYTES = 32 << 20
+ROW_GROUP_BYTES = 64 << 20
+SPOOL_BYTES = 64 << 20
 LOOSE_ROWS = 1000
+SORT_MEMORY = "512MB"
+"""Of DuckDB; what does not fit is sorted on the driver's disk. Left to itself it takes most of the machine, which on
+the driver belongs to others."""
 
 
 @contextmanager
@@ -64,10 +68,11 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._buffers: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
-        self._bytes = dict.fromkeys(TABLES, 0)
+        self._buffered_bytes = 0
         self._files: dict[str, list[Path]] = {name: [] for name in TABLES}
         self._loose: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         self.rows = dict.fromkeys(TABLES, 0)
+        self.bytes = dict.fromkeys(TABLES, 0)
 
     def add_row(self, name: str, row: dict[str, Any]) -> None:
         """One row; gathered first, since a table of one row costs kilobytes."""
@@ -90,29 +95,32 @@ class Spool:
 
     def _buffer(self, name: str, rows: pa.Table) -> None:
         self._buffers[name].append(rows)
-        self._bytes[name] += rows.nbytes
-        if self._bytes[name] > SPOOL_BYTES:
-            self._flush(name)
+        self.bytes[name] += rows.nbytes
+        self._buffered_bytes += rows.nbytes
+        # All tables at once: rows cut out of a larger table hold on to all of it, and some tables grow slowly.
+        if self._buffered_bytes > SPOOL_BYTES:
+            self._flush()
 
     def files(self, name: str) -> list[str]:
         self._gather(name)
-        self._flush(name)
+        self._flush()
         return [str(path) for path in self._files[name]]
 
-    def _flush(self, name: str) -> None:
-        if not self._buffers[name]:
-            return
-        path = self._folder / f"{name}-{len(self._files[name]):05d}.parquet"
-        pq.write_table(pa.concat_tables(self._buffers[name]), path, compression="zstd")
-        self._files[name].append(path)
-        self._buffers[name] = []
-        self._bytes[name] = 0
+    def _flush(self) -> None:
+        for name, buffered in self._buffers.items():
+            if buffered:
+                path = self._folder / f"{name}-{len(self._files[name]):05d}.parquet"
+                pq.write_table(pa.concat_tables(buffered).combine_chunks(), path, compression="zstd")
+                self._files[name].append(path)
+                self._buffers[name] = []
+        self._buffered_bytes = 0
 
 
 def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> dict[str, list[ManifestFile]]:
     """Write the sorted, final files of a run under `staging/<run>/`. Returns what the manifest will say of them."""
     staged: dict[str, list[ManifestFile]] = {}
-    with closing(duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})) as connection:
+    config = {"temp_directory": str(work_dir / "duckdb"), "threads": 2, "memory_limit": SORT_MEMORY}
+    with closing(duckdb.connect(config=config)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, table in TABLES.items():
             files = spool.files(name)
@@ -120,7 +128,8 @@ def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> d
             if not files:
                 continue
             _refuse_doubles(connection, table, files)
-            batches = _sorted_batches(connection, table, files)
+            batch_rows = _row_group_rows(spool.bytes[name] / spool.rows[name])
+            batches = _sorted_batches(connection, table, files, batch_rows)
             for number, file_batches in enumerate(_chunks(batches)):
                 target = table_file_path(name, run_id, f"part-{number:05d}.parquet")
                 rows = 0
@@ -130,7 +139,7 @@ def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> d
                     pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
                 ):
                     for batch in file_batches:
-                        writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
+                        writer.write_table(batch, row_group_size=batch_rows)
                         rows += len(batch)
                 size = output.filesystem.size(output.path(staging_name))
                 staged[name].append(ManifestFile(path=target, run_id=run_id, rows=rows, size_bytes=size))
@@ -151,14 +160,21 @@ def _refuse_doubles(connection: duckdb.DuckDBPyConnection, table: Table, files: 
         raise PublishError(f"table {table.name}: video {doubled[0][0]} has {doubled[0][1]} rows; nothing published")
 
 
-def _sorted_batches(connection: duckdb.DuckDBPyConnection, table: Table, files: list[str]) -> Iterator[pa.Table]:
+def _row_group_rows(bytes_a_row: float) -> int:
+    """Few enough that a row group fits memory well: a row with an embedding is as large as a hundred others."""
+    return max(1, min(ROW_GROUP_ROWS, int(ROW_GROUP_BYTES / bytes_a_row)))
+
+
+def _sorted_batches(
+    connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], batch_rows: int
+) -> Iterator[pa.Table]:
     columns = ", ".join(f'"{name}"' for name in table.schema.names)
     order = ", ".join(f'"{name}"' for name in (*table.sort_by, *_tie_breakers(table)))
     relation = connection.from_parquet(files)
     # Column names come from core.schemas, never from data.
     ordered = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}")  # noqa: S608
     assert ordered is not None, "a SELECT gives a relation"
-    for batch in ordered.to_arrow_reader(ROW_GROUP_ROWS):
+    for batch in ordered.to_arrow_reader(batch_rows):
         yield pa.Table.from_batches([batch]).cast(table.schema)
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
 from functools import lru_cache, partial
@@ -21,7 +21,7 @@ from fsspec.spec import AbstractFileSystem
 
 from vca.core.errors import CODES, ConfigError, ErrorCode, one_line
 from vca.core.schemas import TABLES, Status
-from vca.tables.manifest import Manifest, OutputReader, config_errors
+from vca.tables.manifest import Manifest, ManifestFile, OutputReader, config_errors
 
 SCHEME = "published"
 """Scheme under which DuckDB sees the files that the manifest names."""
@@ -68,19 +68,16 @@ def create_views(connection: duckdb.DuckDBPyConnection, reader: OutputReader) ->
     - other tables: the rows that belong to the row in `videos`; `quarantine` only where that row is quarantined.
     - `runs`: all rows.
 
-    A table without files is an empty view with the columns of `core.schemas`. Once per connection. Raises `ConfigError`
-    for a published file that cannot be read; so that queries do the same, run them inside `one_line_errors`.
+    The views have the columns of `core.schemas`, also over files of another version of vca, and without any file. Once
+    per connection. No file is read yet; so that queries raise `ConfigError` for one that cannot be, run them inside
+    `one_line_errors`.
     """
     manifest = reader.current()
     connection.register_filesystem(_PublishedFiles(reader, manifest))
     for name, table in TABLES.items():
         files = () if manifest is None else manifest.files(name)
-        # The manifest's paths hold no quotes or pattern characters; those of the output itself never reach DuckDB.
-        paths = ", ".join(f"'{SCHEME}://{file.path}'" for file in files)
-        # run_id is a column of the files; taking it from the path as well would make it a second, untyped truth.
-        source = f"FROM read_parquet([{paths}], hive_partitioning = false)" if files else _empty(table.schema)
         with one_line_errors(reader.uri):
-            connection.execute(f"CREATE VIEW all_{name} AS {source}")
+            connection.execute(f"CREATE VIEW all_{name} AS {_read(files, table.schema)}")
     for name in TABLES:
         with one_line_errors(reader.uri):
             connection.execute(f"CREATE VIEW {name} AS {_NEWEST.get(name, _BESIDE_VIDEO.format(name=name))}")
@@ -101,12 +98,30 @@ _BESIDE_VIDEO = "SELECT t.* FROM all_{name} t SEMI JOIN videos v USING (video_id
 assert next(iter(TABLES)) == "videos", "the other views look at videos"
 
 
+def _read(files: Sequence[ManifestFile], schema: pa.Schema) -> str:
+    """All rows of some files, with the columns of `schema`: null where a file was written without one.
+
+    Named like this, no file is opened before a query wants its rows. DuckDB would else take the columns of the first
+    file, or open all of them (`union_by_name`). The price: it plans joins without knowing how many rows there are, and
+    it takes the fields of a struct by their place, so structs must never change.
+    """
+    if not files:
+        return "SELECT " + ", ".join(f'CAST(NULL AS {kind}) AS "{n}"' for n, kind in _columns(schema)) + " WHERE false"
+    # The manifest's paths hold no quotes or pattern characters; those of the output itself never reach DuckDB.
+    paths = ", ".join(f"'{SCHEME}://{file.path}'" for file in files)
+    columns = ", ".join(
+        f"'{n}': {{'name': '{n}', 'type': '{kind}', 'default_value': NULL}}" for n, kind in _columns(schema)
+    )
+    # run_id is a column of the files; taking it from the path as well would make it a second, untyped truth.
+    return f"FROM read_parquet([{paths}], hive_partitioning = false, schema = MAP {{{columns}}})"
+
+
 @lru_cache(maxsize=len(TABLES))  # opening and closing a DuckDB costs more than a query
-def _empty(schema: pa.Schema) -> str:
+def _columns(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Names and DuckDB's types."""
     with closing(duckdb.connect()) as connection:
         relation = connection.from_arrow(schema.empty_table())
-        columns = zip(relation.columns, relation.types, strict=True)
-        return "SELECT " + ", ".join(f'CAST(NULL AS {kind}) AS "{name}"' for name, kind in columns) + " WHERE false"
+        return [(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True)]
 
 
 def query(reader: OutputReader, sql: str) -> pa.Table:
