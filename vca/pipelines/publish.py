@@ -119,7 +119,11 @@ class Spool:
 def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> dict[str, list[ManifestFile]]:
     """Write the sorted, final files of a run under `staging/<run>/`. Returns what the manifest will say of them."""
     staged: dict[str, list[ManifestFile]] = {}
-    config = {"temp_directory": str(work_dir / "duckdb"), "threads": 2, "memory_limit": SORT_MEMORY}
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(work_dir / "duckdb"),
+        "threads": 2,
+        "memory_limit": SORT_MEMORY,
+    }
     with closing(duckdb.connect(config=config)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, table in TABLES.items():
