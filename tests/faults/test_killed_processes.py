@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,6 +90,33 @@ class Poison:
         if rows.column("n")[0].as_py() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return rows
+
+
+class DiesOnce:
+    """A stage that makes five rows of one, as a reader does of five segments, and is killed after the third, once."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        for i in range(5):
+            if i == 3 and not self._marker.exists():
+                self._marker.touch()
+                time.sleep(1.0)  # what was yielded is on its way: it is to be seen by the next stage
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield rows.append_column("i", pa.array([i] * len(rows)))
+
+
+def test_what_a_worker_had_handed_on_is_not_doubled(tmp_path: Path) -> None:
+    """The task is done again from its start; each of its rows arrives once."""
+    marker = tmp_path / "died"
+    dataset = cluster._dataset(pa.table({"n": [0, 1]}), block_bytes=1)
+    found = list(cluster._rows(cluster._stage(dataset, DiesOnce, [marker], 1, 0.5, 0)))
+    TALLY.injected["killed worker"] += 1
+    assert marker.exists()
+    assert sorted((row["n"], row["i"]) for rows in found for row in rows.to_pylist()) == [
+        (n, i) for n in (0, 1) for i in range(5)
+    ]
 
 
 @pytest.mark.long
