@@ -30,7 +30,7 @@ def vca(folder: Path, *settings: str, config: Path | None = None) -> subprocess.
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 

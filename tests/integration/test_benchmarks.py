@@ -8,7 +8,7 @@ import pytest
 from benchmarks import retag, scale_out, train
 from benchmarks.harness import Report, Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 @pytest.fixture

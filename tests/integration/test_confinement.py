@@ -159,7 +159,7 @@ RESTRICTED = """
 def _restricted(forbidden: list[int], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     text = textwrap.dedent(RESTRICTED).format(forbidden=forbidden) + textwrap.dedent(code)
     command = [sys.executable, "-c", text, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, cwd=REPOSITORY)
 
 
 DECODE = """
@@ -268,7 +268,7 @@ def test_a_plain_user_is_confined_as_well_as_root(clip: Path, targets: dict[str,
         (folder / "secret").write_text("readable by everybody")
         mine = targets | {"secret": str(folder / "secret"), "folder": str(folder / "archive")}
         command = [sys.executable, "-c", textwrap.dedent(PLAIN_USER), json.dumps(mine)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["taken"] == list(MEASURES)

@@ -133,7 +133,7 @@ def _outputs_are_clean(job: Job) -> None:
 
 def _shown(job: Job, *arguments: str) -> str:
     command = [sys.executable, "-m", "vca.cli", *arguments, "--output", job.output]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, cwd=REPOSITORY)
     return done.stdout
 
 

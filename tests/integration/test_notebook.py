@@ -35,7 +35,7 @@ def empty_home(folder: Path, output: Path) -> Iterator[None]:
 def run_notebook(repository: Path, output: Path, folder: Path) -> Any:
     notebook = nbformat.read(repository / "notebooks/01_explore_tags.ipynb", as_version=4)
     with empty_home(folder / "home", output):
-        client = NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
         client.execute()
     return notebook
 

@@ -26,7 +26,7 @@ def run_notebook(repository: Path, uri: str, folder: Path) -> tuple[list[bytes],
         empty_home(folder / "home", folder),
         environment({"VCA_TRACKING_URI": uri}, ("MLFLOW_TRACKING_URI", "VCA_EXPERIMENT")),
     ):
-        client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
         client.execute()
     outputs = [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
     assert [item.text for item in outputs if item.get("name") == "stderr"] == []

@@ -58,7 +58,7 @@ def _vca(folder: Path, session: Path, settings: list[str], extra: Mapping[str, s
         command += ["--set", setting]
     environment = os.environ | SECRETS | {"RAY_TMPDIR": str(session)} | extra
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -258,7 +258,7 @@ def test_archive_goes_to_another_process(server: S3Server) -> None:
     listing(archive)
     program = "import pickle, sys; print(pickle.load(sys.stdin.buffer).read_bytes('a.mp4', 10))"
     worker = subprocess.run(
-        [sys.executable, "-c", program], input=pickle.dumps(archive), capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", program], input=pickle.dumps(archive), capture_output=True, timeout=300, check=False
     )
     assert worker.stdout.strip() == b"b'abc'", worker.stderr
 
