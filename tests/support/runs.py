@@ -90,12 +90,7 @@ def local_reader(path: Path) -> OutputReader:
 
 def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A line of the README, run in a checkout."""
+    environment = dict(os.environ)
     return subprocess.run(
-        shlex.split(command),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1500,
-        env=dict(os.environ),
+        shlex.split(command), cwd=folder, capture_output=True, text=True, check=False, timeout=1500, env=environment
     )
