@@ -54,3 +54,9 @@ def _tree(pid: int) -> dict[str, int]:
         pss_kib = next((int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0)
         sizes[title] = sizes.get(title, 0) + pss_kib * 1024
     return sizes
+
+
+def own_peak_bytes() -> int:
+    """Peak resident memory of this process since it began. What `getrusage` says may be that of its parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))

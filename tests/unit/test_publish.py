@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -200,6 +201,23 @@ def test_rows_that_do_not_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert query(reader, "SELECT key FROM videos ORDER BY key").column(0).to_pylist() == [
         f"{n}.mp4" for n in sorted(names)
     ]
+
+
+def test_a_sort_that_runs_out_of_memory_gets_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that keeps the driver small must not cost a night its tables."""
+    monkeypatch.setattr(publish_module, "SORT_MEMORY", ("1MB", "80%"))
+    spool = Spool(tmp_path)
+    wide = pa.array([[float(n)] * 1000 for n in range(2000)], TABLES["video_embeddings"].schema.field("embedding").type)
+    ids = [f"v{n * 7 % 2000:04d}" for n in range(2000)]
+    rows = pa.table({"video_id": ids, "key": ids, "run_id": [RUN_1] * 2000, "embedding": wide})
+    spool.add("video_embeddings", rows.cast(TABLES["video_embeddings"].schema))
+    uri = str(tmp_path / "o")
+    (file,) = stage_tables(spool, Output(OutputConfig(uri=uri)), RUN_1, tmp_path)["video_embeddings"]
+    staged = pq.read_table(tmp_path / "o" / "staging" / RUN_1 / file.path, partitioning=None)
+    assert staged == rows.cast(TABLES["video_embeddings"].schema).sort_by("key")
+    monkeypatch.setattr(publish_module, "SORT_MEMORY", ("1MB",))
+    with pytest.raises(duckdb.OutOfMemoryException):
+        stage_tables(spool, Output(OutputConfig(uri=uri)), RUN_2, tmp_path)
 
 
 def test_no_table_holds_on_to_the_rest_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

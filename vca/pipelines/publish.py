@@ -43,9 +43,9 @@ ROW_GROUP_ROWS = 128_000
 ROW_GROUP_BYTES = 64 << 20
 SPOOL_BYTES = 64 << 20
 LOOSE_ROWS = 1000
-SORT_MEMORY = "512MB"
+SORT_MEMORY = ("256MB", "2GB", "80%")
 """Of DuckDB; what does not fit is sorted on the driver's disk. Left to itself it takes most of the machine, which on
-the driver belongs to others."""
+the driver belongs to others. Very wide rows make it give up with little memory: then it gets more, in the end all."""
 
 
 @contextmanager
@@ -119,39 +119,49 @@ class Spool:
 def stage_tables(spool: Spool, output: Output, run_id: str, work_dir: Path) -> dict[str, list[ManifestFile]]:
     """Write the sorted, final files of a run under `staging/<run>/`. Returns what the manifest will say of them."""
     staged: dict[str, list[ManifestFile]] = {}
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "temp_directory": str(work_dir / "duckdb"),
-        "threads": 2,
-        "memory_limit": SORT_MEMORY,
-    }
-    with closing(duckdb.connect(config=config)) as connection:
+    with closing(duckdb.connect(config={"temp_directory": str(work_dir / "duckdb"), "threads": 2})) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        for name, table in TABLES.items():
-            files = spool.files(name)
+        for name in TABLES:
             staged[name] = []
-            if not files:
-                continue
-            _refuse_doubles(connection, table, files)
-            batch_rows = _row_group_rows(spool.bytes[name] / spool.rows[name])
-            batches = _sorted_batches(connection, table, files, batch_rows)
-            for number, file_batches in enumerate(_chunks(batches)):
-                target = table_file_path(name, run_id, f"part-{number:05d}.parquet")
-                rows = 0
-                staging_name = _staging_name(run_id, target)
-                with (
-                    output.open_write(staging_name) as file,
-                    pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
-                ):
-                    for batch in file_batches:
-                        writer.write_table(batch, row_group_size=batch_rows)
-                        rows += len(batch)
-                size = output.filesystem.size(output.path(staging_name))
-                staged[name].append(ManifestFile(path=target, run_id=run_id, rows=rows, size_bytes=size))
+            for memory in SORT_MEMORY:
+                connection.execute(f"SET memory_limit = '{memory}'")
+                try:
+                    staged[name] = _stage_table(connection, spool, name, output, run_id)
+                    break
+                except duckdb.OutOfMemoryException:
+                    if memory == SORT_MEMORY[-1]:
+                        raise
             written = sum(f.rows for f in staged[name])
             if written != spool.rows[name]:
                 raise PublishError(
                     f"table {name}: {spool.rows[name]} rows made but {written} staged; nothing published"
                 )
+    return staged
+
+
+def _stage_table(
+    connection: duckdb.DuckDBPyConnection, spool: Spool, name: str, output: Output, run_id: str
+) -> list[ManifestFile]:
+    table, paths = TABLES[name], spool.files(name)
+    if not paths:
+        return []
+    _refuse_doubles(connection, table, paths)
+    staged = []
+    batch_rows = _row_group_rows(spool.bytes[name] / spool.rows[name])
+    batches = _sorted_batches(connection, table, paths, batch_rows)
+    for number, file_batches in enumerate(_chunks(batches)):
+        target = table_file_path(name, run_id, f"part-{number:05d}.parquet")
+        rows = 0
+        staging_name = _staging_name(run_id, target)
+        with (
+            output.open_write(staging_name) as file,
+            pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
+        ):
+            for batch in file_batches:
+                writer.write_table(batch, row_group_size=batch_rows)
+                rows += len(batch)
+        size = output.filesystem.size(output.path(staging_name))
+        staged.append(ManifestFile(path=target, run_id=run_id, rows=rows, size_bytes=size))
     return staged
 
 
