@@ -7,7 +7,7 @@ import pytest
 from benchmarks import plan, publish, start
 from benchmarks.harness import Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def test_plan(tmp_path: Path) -> None:

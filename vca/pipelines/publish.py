@@ -43,7 +43,7 @@ ROW_GROUP_ROWS = 128_000
 ROW_GROUP_BYTES = 64 << 20
 SPOOL_BYTES = 64 << 20
 LOOSE_ROWS = 1000
-SORT_MEMORY = ("256MB", "2GB", "80%")
+SORT_MEMORY = ("512MB", "2GB", "80%")
 """Of DuckDB; what does not fit is sorted on the driver's disk. Left to itself it takes most of the machine, which on
 the driver belongs to others. Very wide rows make it give up with little memory: then it gets more, in the end all."""
 
