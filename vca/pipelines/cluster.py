@@ -6,6 +6,7 @@ import re
 import secrets
 import sys
 import tempfile
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ a second, and a handful of them ended the run.
 """
 
 BLOCK_BYTES = 128 << 20
+REMINDER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +238,9 @@ def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.T
     `take` is asked again whenever results were looked at, so they may decide what comes next. The end has come when it
     hands out nothing and all that it did is back.
     """
-    import ray
-
     feed = _Feed(take, schema)
     try:
-        feed.fill()
+        feed.start()
         dataset = _fed_dataset(feed.dealer, feed.here)
         for stage in stages:
             dataset = _stage(dataset, stage.kind, list(stage.arguments), stage.size, stage.cpus, stage.gpus)
@@ -249,8 +249,7 @@ def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.T
             yield rows
             feed.fill(returned=len(rows))
     finally:
-        with suppress(ray.exceptions.RayError):
-            ray.kill(feed.dealer)
+        feed.close()
 
 
 class _Feed:
@@ -269,9 +268,42 @@ class _Feed:
         self._first = 0  # number of the first of them
         self._rows_out = 0  # results that are to come back
         self._taken: Any = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._reminder = threading.Thread(target=self._remind, daemon=True)
+
+    def start(self) -> None:
+        """Hand out the first tasks."""
+        self.fill()
+        self._reminder.start()
+
+    def close(self) -> None:
+        """Let the actor go, at the end or in the middle."""
+        import ray
+
+        self._closed.set()
+        if self._reminder.is_alive():
+            self._reminder.join()
+        with suppress(ray.exceptions.RayError):
+            ray.kill(self.dealer)
 
     def fill(self, returned: int = 0) -> None:
         """Hand out what there is room for."""
+        with self._lock:
+            self._fill(returned)
+
+    def _remind(self) -> None:
+        """A dealer that died when it had been told and not yet asked has forgotten, and nothing may come back that has
+        it told again.
+        """
+        while not self._closed.wait(REMINDER_S):
+            with self._lock:
+                self._put()
+
+    def _put(self) -> None:
+        self._taken = self.dealer.put.remote(self._first, list(self._tasks), not self._rows_out)
+
+    def _fill(self, returned: int) -> None:
         import ray
 
         self._rows_out -= returned
@@ -287,7 +319,7 @@ class _Feed:
             while self._tasks and self._first < number:
                 self._tasks.popleft()
                 self._first += 1
-        self._taken = self.dealer.put.remote(self._first, list(self._tasks), not self._rows_out)
+        self._put()
 
 
 def _fed_dataset(dealer: Any, here: Any) -> Any:
