@@ -33,7 +33,7 @@ def main() -> int:
             failed.append(name)
             continue
         for report in reports:
-            print(report.text(), end="\n\n", flush=True)
+            print(report.text(judged=not settings.small), end="\n\n", flush=True)
             if not settings.small:
                 report.save(options.results, settings)
     if failed:

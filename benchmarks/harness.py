@@ -69,14 +69,16 @@ class Report:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """Sizes, codecs and settings, without which the figures are not comparable."""
 
-    def text(self) -> str:
+    def text(self, *, judged: bool = True) -> str:
+        """For people. Not `judged`: sizes were too small for a verdict."""
         lines = [self.title, "  " + ", ".join(f"{name} {value}" for name, value in self.conditions.items())]
         for f in self.figures:
-            target = "" if f.target is None else f"{f.bound} {f.target:g}: {'met' if f.met else 'MISSED'}"
+            verdict = f": {'met' if f.met else 'MISSED'}" if judged else ""
+            target = "" if f.target is None else f"{f.bound} {f.target:g}{verdict}"
             lines.append(f"  {f.what:52}{f.value:12.4g} {f.unit:10}{target}")
             for side, values in f.samples.items():
                 spread = "" if len(values) < 2 else f"   [{min(values):.4g} .. {max(values):.4g}]"
-                lines.append(f"    {side:50}{statistics.median(values):12.4g}{spread}")
+                lines.append(f"    {side or 'time':50}{statistics.median(values):12.4g}{spread}")
             if f.note:
                 lines.append(f"    {f.note}")
         return "\n".join(lines)
