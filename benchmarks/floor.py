@@ -43,15 +43,9 @@ def measure(settings: Settings) -> list[Report]:
         reports.append(_compare(settings, f"floor_{look}", f"{look} clips of {seconds} s", few, many, TARGET_CLIPS))
     look, seconds, n_few, n_many = (videos.TINY, 130, 1, 2) if small else (videos.P360, 3600, 2, 4)
     folder = settings.folder(f"long-{look}")
-    master = videos.clip(folder / "master.mp4", look, 6 if small else 66)
-    archives = []
-    for name, n in (("few", n_few), ("many", n_many)):
-        (folder / name).mkdir(exist_ok=True)
-        for k in range(n):
-            videos.looped(folder / name / f"long-{k}.mp4", master, seconds)
-        archives.append(folder / name)
+    few, many = (videos.long_archive(folder / name, look, n, seconds) for name, n in (("few", n_few), ("many", n_many)))
     title = f"{look} videos of {seconds / 3600:g} h"
-    reports.append(_compare(settings, "floor_long", title, archives[0], archives[1], TARGET_LONG))
+    reports.append(_compare(settings, "floor_long", title, few, many, TARGET_LONG))
     return reports
 
 

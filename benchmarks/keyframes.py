@@ -27,14 +27,11 @@ def measure(settings: Settings) -> list[Report]:
     small = settings.small
     look, few_s, many_s = (videos.TINY, 8, 70) if small else (videos.P720, 120, 900)
     folder = settings.folder(f"keyframes-{look}")
-    master = videos.clip(folder / "master.mp4", look, 6 if small else 66)
     n_cores = len(os.sched_getaffinity(0))
-    archives = []
-    for name, seconds in (("few", few_s), ("many", many_s)):
-        (folder / name).mkdir(exist_ok=True)
-        for k in range(n_cores):
-            videos.looped(folder / name / f"v{k}.mp4", master, seconds)
-        archives.append(folder / name)
+    archives = [
+        videos.long_archive(folder / name, look, n_cores, seconds)
+        for name, seconds in (("few", few_s), ("many", many_s))
+    ]
 
     def tag(mode: str) -> Callable[[], float]:
         def side() -> float:

@@ -28,12 +28,10 @@ def measure(settings: Settings) -> list[Report]:
     small = settings.small
     look, short_s, long_s = (videos.TINY, 20, 130) if small else (videos.P360, 180, 10_800)
     folder = settings.folder(f"lengths-{look}")
-    master = videos.clip(folder / "master.mp4", look, 6 if small else 66)
-    sides = {}
-    for name, seconds in (("short", short_s), ("long", long_s)):
-        (folder / name).mkdir(exist_ok=True)
-        videos.looped(folder / name / f"{name}.mp4", master, seconds)
-        sides[name] = folder / name
+    sides = {
+        name: videos.long_archive(folder / name, look, 1, seconds)
+        for name, seconds in (("short", short_s), ("long", long_s))
+    }
     n_cores = len(os.sched_getaffinity(0))
     conditions = {
         "look": str(look), "short_s": short_s, "long_s": long_s, "cores": n_cores,

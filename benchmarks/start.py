@@ -6,6 +6,7 @@ configuration does.
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,16 +49,14 @@ def measure(settings: Settings) -> list[Report]:
         }
         took = in_turn(sides, settings.rounds if settings.small else max(settings.rounds, ROUNDS))
     figures = [
-        Figure(name, _median(took[name]), "s", target, "below", {name: took[name]})
+        Figure(name, statistics.median(took[name]), "s", target, "below", {name: took[name]})
         for name, target in (("import vca", 0.2), ("vca --help", 0.5), ("vca plan, nothing changed", 5.0))
     ]
-    empty = Figure("python -c pass", _median(took["python -c pass"]), "s", samples={"python": took["python -c pass"]})
+    empty = Figure(
+        "python -c pass", statistics.median(took["python -c pass"]), "s", samples={"python": took["python -c pass"]}
+    )
     conditions = {"files in the archive": 3 if settings.small else N_FILES, "file cache": "warm"}
     return [Report("start", "Start of the command line", [empty, *figures], conditions)]
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _run(command: list[str]) -> str:

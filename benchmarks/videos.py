@@ -112,6 +112,15 @@ def looped(path: Path, master: Path, seconds: int) -> Path:
     return unfinished.rename(path)
 
 
+def long_archive(folder: Path, look: Look, n_videos: int, seconds: int) -> Path:
+    """A folder of long videos. What is repeated is no multiple of a segment, so key frames lie anywhere in them."""
+    length_s = min(66, seconds)
+    master = clip(folder.parent / "masters" / f"{look}-{length_s}s-0.mp4", look, length_s)
+    for k in range(n_videos):
+        looped(folder / f"long-{k}.mp4", master, seconds)
+    return folder
+
+
 def archive(folder: Path, look: Look, n_clips: int, seconds: int, n_different: int = 8) -> Path:
     """A folder of clips. They are hard links to a few different files: contents cost no time to make twice."""
     masters = folder.parent / "masters"
