@@ -114,7 +114,7 @@ def test_damaged_media(demo_archive: Path, tmp_path: Path, count: int) -> None:
         (archive / mutant.name).write_bytes(mutant.data)
     TALLY.injected["damaged media file"] += count
     job = Job(str(archive), str(tmp_path / "out"), SETTINGS)
-    tag(job, limit_s=60 + count * 3)
+    tag(job, limit_s=200 + count * 5)
     assert_sane(job, count)
     assert job.tag() == run.EXIT_OK  # what may pass is tried again, and ends the same way
     assert_balanced(job)
@@ -133,7 +133,7 @@ def test_damaged_subtitles(demo_archive: Path, tmp_path: Path, count: int) -> No
         shutil.copy2(clip, (archive / mutant.name).with_suffix(".m4a"))
     TALLY.injected["damaged subtitles"] += count
     job = Job(str(archive), str(tmp_path / "out"), SETTINGS)
-    tag(job, limit_s=60 + count * 3)
+    tag(job, limit_s=200 + count * 5)
     assert_sane(job, count)
     assert job.query("SELECT key, error_code FROM videos WHERE status <> 'tagged'") == []
     control = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

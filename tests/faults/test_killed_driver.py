@@ -92,9 +92,7 @@ def test_the_run_after_a_killed_driver_mends_everything(
     with log.open("wb") as file:
         driver = start_driver(job, short_tmp, file.fileno())
         try:
-            wait_for(
-                lambda: reached(Path(job.output), log) or driver.poll() is not None, reached.__name__, limit_s=150.0
-            )
+            wait_for(lambda: reached(Path(job.output), log) or driver.poll() is not None, reached.__name__)
             time.sleep(delay_s)
             below = family(driver.pid)
         finally:
@@ -119,7 +117,9 @@ def assert_ended(below: list[psutil.Process]) -> None:
     are ended here.
     """
     try:
-        wait_for(lambda: not [process for process in below if is_at_work(process)], "the end of the cluster", 60.0, 0.1)
+        wait_for(
+            lambda: not [process for process in below if is_at_work(process)], "the end of the cluster", every_s=0.1
+        )
     finally:
         for process in below:
             with suppress(*GONE):

@@ -37,9 +37,9 @@ def test_a_dead_node_costs_nothing(first: Job, nodes: Nodes, tmp_path: Path, sta
 
     def worker() -> psutil.Process:
         if stage == "PredictStage":
-            return wait_for(lambda: titled(nodes.pid, stage), f"a worker of {stage}", 200.0)[0]
+            return wait_for(lambda: titled(nodes.pid, stage), f"a worker of {stage}")[0]
         at_work = DecoderAtWork(nodes.pid, Path(job.archive) / TARGET)
-        reader = wait_for(at_work.caught, f"a decoder that reads {TARGET}", 200.0).parent()
+        reader = wait_for(at_work.caught, f"a decoder that reads {TARGET}").parent()
         assert reader is not None
         return reader
 
@@ -65,7 +65,7 @@ def test_a_dead_head_ends_the_run_unpublished(first: Job, nodes: Nodes, tmp_path
 
     def kill() -> None:
         at_work = DecoderAtWork(nodes.pid, Path(job.archive) / TARGET)
-        decoder = wait_for(at_work.caught, f"a decoder that reads {TARGET}", 200.0)
+        decoder = wait_for(at_work.caught, f"a decoder that reads {TARGET}")
         (server,) = titled(nodes.pid, "gcs_server")
         server.kill()
         decoder.resume()

@@ -62,7 +62,7 @@ def mlflow_server(port: int, folder: Path) -> Iterator[Callable[[], None]]:
         return False
 
     try:
-        wait_for(healthy, "the MLflow server", 120.0, 0.2)
+        wait_for(healthy, "the MLflow server", every_s=0.2)
         yield kill
     finally:
         kill()

@@ -64,7 +64,7 @@ def test_a_killed_driver_changes_nothing(tmp_path: Path, short_tmp: Path) -> Non
             command, cwd=REPOSITORY, env=environment, stdout=file.fileno(), stderr=subprocess.STDOUT
         )
         try:
-            wait_for(lambda: newest.exists() or driver.poll() is not None, "a checkpoint in the second epoch", 240.0)
+            wait_for(lambda: newest.exists() or driver.poll() is not None, "a checkpoint in the second epoch")
             below = family(driver.pid)
         finally:
             driver.kill()

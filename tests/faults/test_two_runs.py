@@ -72,7 +72,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(
     with log.open("wb") as file:
         driver = start_driver(job, short_tmp, file.fileno())
         try:
-            wait_for(lambda: "\nrun " in f"\n{log.read_text()}" or driver.poll() is not None, "a run", 150.0)
+            wait_for(lambda: "\nrun " in f"\n{log.read_text()}" or driver.poll() is not None, "a run")
             with pytest.raises(ConfigError, match="in use by run"):
                 job.tag()
             below = family(driver.pid)

@@ -103,5 +103,5 @@ def test_a_reader_that_is_given_up_leaves_nothing_behind() -> None:
     graph = cluster.fed(lambda rows_out: _first(waiting, rows_out), SCHEMA, stages)
     next(graph)
     graph.close()
-    wait_for(lambda: not titled(os.getpid(), "Dealer"), "the end of the actor", 60.0)
+    wait_for(lambda: not titled(os.getpid(), "Dealer"), "the end of the actor")
     assert len(grow()) == N_ROWS

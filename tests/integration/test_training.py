@@ -141,7 +141,7 @@ def test_a_killed_worker_changes_nothing(training: Training, window_set: WindowS
 
     def kill_worker() -> None:
         # Step 8 is the second of the second epoch.
-        wait_for(lambda: (folder / "checkpoint-00000008" / "checkpoint.json").exists(), "a checkpoint", 120.0)
+        wait_for(lambda: (folder / "checkpoint-00000008" / "checkpoint.json").exists(), "a checkpoint")
         titled(os.getpid(), "RayTrainWorker")[0].kill()
 
     with meanwhile(kill_worker):

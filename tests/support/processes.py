@@ -16,7 +16,7 @@ GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied, FileNot
 Found = TypeVar("Found")
 
 
-def wait_for(look: Callable[[], Found | None], what: str, limit_s: float = 90.0, every_s: float = 0.002) -> Found:
+def wait_for(look: Callable[[], Found | None], what: str, limit_s: float = 600.0, every_s: float = 0.002) -> Found:
     """Look again and again until there is something. Raises `TimeoutError` naming `what`."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -68,7 +68,7 @@ class DecoderAtWork:
                 if not self._reads(child):
                     continue
                 child.suspend()
-                wait_for(lambda child=child: child.status() == psutil.STATUS_STOPPED, "a stopped process", 10.0)
+                wait_for(lambda child=child: child.status() == psutil.STATUS_STOPPED, "a stopped process", 60.0)
                 if self._reads(child):
                     return child
                 child.resume()
