@@ -105,13 +105,15 @@ def _serve(folder: str, sent: Any, port: Any) -> None:
             )
             if self.command == "HEAD":
                 return
-            with path.open("rb") as file:
-                self.wfile.flush()
-                done = os.sendfile(self.connection.fileno(), file.fileno(), first, last - first + 1)
-                while done < last - first + 1:
-                    done += os.sendfile(self.connection.fileno(), file.fileno(), first + done, last - first + 1 - done)
-            with sent.get_lock():
-                sent.value += done
+            self.wfile.flush()
+            done, wanted_bytes = 0, last - first + 1
+            try:
+                with path.open("rb") as file:
+                    while done < wanted_bytes:
+                        done += os.sendfile(self.connection.fileno(), file.fileno(), first + done, wanted_bytes - done)
+            finally:  # a client that leaves in the middle has had what it got
+                with sent.get_lock():
+                    sent.value += done
 
         def _answer(self, status: int, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -214,6 +214,7 @@ TAG = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of system calls")
 def test_a_run_says_what_it_got_and_refuses_less_than_required(clip: Path, tmp_path: Path) -> None:
     """One line for a whole run, and exit code 2 with one line where the workers cannot give what is asked for."""

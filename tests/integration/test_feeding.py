@@ -77,7 +77,7 @@ def test_rows_of_a_task_come_back_one_by_one() -> None:
     assert found == [1] * 6
 
 
-@pytest.mark.parametrize("part", ["_deal", "Dealer"])
+@pytest.mark.parametrize("part", [pytest.param("_deal", marks=pytest.mark.long), "Dealer"])
 def test_the_feed_may_be_killed(part: str) -> None:
     """Killed in the middle, the task that feeds the graph or the actor that it asks is started again: no row is lost,
     and none is done twice.

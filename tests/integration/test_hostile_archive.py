@@ -69,6 +69,7 @@ def _one_line_each(job: Job, caplog: pytest.LogCaptureFixture) -> None:
         assert text.isprintable(), text
 
 
+@pytest.mark.long
 def test_names_in_a_folder(
     clip: bytes, tmp_path: Path, set_traps: tuple[Canary, Port], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,6 +155,7 @@ def test_only_what_follows_goes_on(tmp_path: Path) -> None:
     reader.close()
 
 
+@pytest.mark.long
 def test_real_media(media_dir: Path) -> None:
     """Whatever is odd about them: damaged, cut, with captions, edit lists or times that jump.
 

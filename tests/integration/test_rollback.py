@@ -30,6 +30,7 @@ def check_whole(job: Job) -> None:
     assert "0 warnings" in said[-1], "\n".join(said)
 
 
+@pytest.mark.long
 def test_a_run_after_a_rollback_starts_from_the_run_in_force(demo_archive: Path, tmp_path: Path) -> None:
     """It tags again what the run that was rolled back had tagged, from stored features, and the tables are the same."""
     job = Job(str(tmp_path / "archive"), str(tmp_path / "out"), LIGHT)

@@ -214,6 +214,7 @@ def test_mlflow_has_one_run_per_job(tagged: Job) -> None:
     assert {"videos", "video_categories", "event_spans"} <= datasets
 
 
+@pytest.mark.long
 def test_broken_tracking_never_loses_a_night(demo_archive: Path, tmp_path: Path) -> None:
     """The tables are published and the summary says that tracking failed."""
     archive = tmp_path / "archive"
