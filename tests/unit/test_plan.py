@@ -13,7 +13,7 @@ from vca.core.schemas import TABLES
 from vca.core.storage import StorageConfig
 from vca.media.output import Output, OutputConfig
 from vca.media.storage import Archive, ArchiveConfig
-from vca.pipelines.plan import Action, Plan, Versions, make_plan
+from vca.pipelines.plan import Action, Plan, PlannedVideos, Versions, make_plan
 from vca.pipelines.publish import Spool, publish, stage_tables
 from vca.tables.manifest import open_output
 
@@ -325,3 +325,23 @@ def test_work_is_ordered_largest_first(world: World) -> None:
         world.put(key, b"x" * size)
     keys = world.plan().rows(Action.DECODE).column("key").to_pylist()
     assert keys == ["large.mp4", "middle.mp4", "small.mp4"]
+
+
+def test_planned_videos_are_the_rows_of_the_plan(tmp_path: Path) -> None:
+    """A mapping in the plan's order that keeps columns; any of its rows, several of them in another order."""
+    world = World(tmp_path)
+    for k in range(5):
+        world.put(f"{k}.mp4", bytes(10 * (k + 1)))
+    world.put("1.srt", b"1\n00:00:01,000 --> 00:00:02,000\nx\n")
+    rows = world.plan().rows(Action.DECODE)
+    planned = PlannedVideos(pa.concat_tables([rows.slice(0, 2), rows.slice(2)]))
+    expected = {row["video_id"]: row for row in rows.to_pylist()}
+    assert list(planned) == list(expected)
+    assert dict(planned) == expected
+    assert any(row["sidecars"] for row in expected.values()), "a nested column is among what is compared"
+    some = [list(expected)[i] for i in (3, 0, 4)]
+    assert planned.of(some).to_pylist() == [expected[v] for v in some]
+    assert planned.fingerprints == {v: row["fingerprint"] for v, row in expected.items()}
+    with pytest.raises(KeyError):
+        planned["not there"]
+    assert not PlannedVideos(rows.slice(0, 0))

@@ -1,6 +1,7 @@
 """The books of a run: every listed object gets exactly one state, and each state its rows (design section 7)."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -43,7 +44,7 @@ class Account:
 
     # ------------------------------------------------------------------------------------------------- outcomes
 
-    def predicted(self, predictions: pa.Table, plan_rows: dict[str, dict[str, Any]]) -> None:
+    def predicted(self, predictions: pa.Table, plan_rows: Mapping[str, dict[str, Any]]) -> None:
         """Rows of `predict.PREDICTIONS`: tagged, partial, deferred, or nothing decodable after all."""
         keep = []
         narrow = ["video_id", "deferred", "media", "coverage_us", "error_code", "error_message"]
@@ -123,8 +124,9 @@ class Account:
         for plan_row in self.plan.rows(Action.REFUSE).to_pylist():
             code = ErrorCode.BAD_KEY
             self.failed(plan_row, "list", str(code), CODES[code].meaning, None)
-        for plan_row in self.plan.rows(Action.GONE).to_pylist():
-            self._add_video(plan_row, Status.GONE, {})
+        for batch in self.plan.rows(Action.GONE).to_batches():  # half an archive may be gone
+            for plan_row in batch.to_pylist():
+                self._add_video(plan_row, Status.GONE, {})
         self._states[Status.UNCHANGED] += self.plan.count(Action.SKIP)
 
     def _add_video(self, plan_row: dict[str, Any], status: Status, columns: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vca.core.errors import ConfigError, PublishError
 from vca.pipelines.config import RayConfig, ResourcesConfig
@@ -46,6 +47,7 @@ a second, and a handful of them ended the run.
 
 BLOCK_BYTES = 128 << 20
 REMINDER_S = 10.0
+PREDICTOR_SEGMENTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,11 +353,18 @@ def predict(
     groups: pa.Table, settings: PredictSettings, slots: Slots, watch: RemoteWatch, may_defer: bool
 ) -> Iterator[pa.Table]:
     """Stream `predict.GROUPS` rows through the tagger; yields `predict.PREDICTIONS` rows."""
-    size = min(slots.predictors, len(groups))
+    size = predictors_worth_starting(groups, slots.predictors)
     arguments = [settings, watch, may_defer]
     yield from _rows(
         _stage(_dataset(groups), PredictStage, arguments, size, slots.predictor_cpus, slots.predictor_gpus)
     )
+
+
+def predictors_worth_starting(groups: pa.Table, at_most: int) -> int:
+    """Loading models takes as long as tagging some `PREDICTOR_SEGMENTS` segments: for fewer, one is enough."""
+    videos = pc.list_flatten(groups.column("videos").combine_chunks())
+    n_segments: int = pc.sum(pc.struct_field(videos, "n_segments")).as_py() or 0
+    return max(1, min(at_most, len(groups), n_segments // PREDICTOR_SEGMENTS))
 
 
 def cut_windows(groups: pa.Table, settings: WindowSettings, workers: int | None) -> Iterator[pa.Table]:

@@ -86,7 +86,7 @@ class ResourcesConfig(Config):
     encoder_gpus: float = Field(0.0, ge=0.0)
     """GPUs for each encoder."""
     predictors: int | None = Field(None, ge=1)
-    """Tagger processes; each holds the text model."""
+    """Tagger processes, at most; each holds the text model. A few videos start fewer."""
     predictor_gpus: float = Field(0.0, ge=0.0)
     """GPUs for each predictor."""
     autoscaling: bool = False

@@ -5,11 +5,12 @@ the run's work folder, and the joins run out of core.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -71,6 +72,33 @@ class Versions:
 
     def as_dict(self) -> dict[str, str]:
         return {name: getattr(self, name) for name in ("feature_set", "model_version", "taxonomy_version")}
+
+
+class PlannedVideos(Mapping[str, dict[str, Any]]):
+    """Rows of a plan by video id. They stay columns until they are asked for: a million dicts take two gigabytes."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows.combine_chunks()
+        self._places = {video_id: i for i, video_id in enumerate(rows.column("video_id").to_pylist())}
+
+    def __getitem__(self, video_id: str) -> dict[str, Any]:
+        row: dict[str, Any] = self._rows.slice(self._places[video_id], 1).to_pylist()[0]
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def of(self, video_ids: Sequence[str]) -> pa.Table:
+        """The rows of some videos, schema `PLAN`, in that order."""
+        return self._rows.take(pa.array([self._places[video_id] for video_id in video_ids], pa.int64()))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each video."""
+        return dict(zip(self._places, self._rows.column("fingerprint").to_pylist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Nothing here knows Ray: `PredictStage` is a callable over Arrow tables.
 """
 
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,12 +51,17 @@ def complete_videos(index: pa.Table) -> dict[str, StoredVideo]:
     """
     found: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
     complete: dict[str, StoredVideo] = {}
-    for row in index.to_pylist():
-        video_id, fingerprint, n_segments = row["video_id"], row["fingerprint"], row["n_segments"]
-        segments = found[video_id, fingerprint, n_segments]
-        segments[row["segment_index"]] = row["part"]
-        if len(segments) == n_segments:
-            complete[video_id] = StoredVideo(fingerprint, n_segments, tuple(sorted(set(segments.values()))))
+    for batch in index.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            video_id, fingerprint, n_segments = row["video_id"], row["fingerprint"], row["n_segments"]
+            part = sys.intern(row["part"])  # thousands of videos share one
+            if n_segments == 1:  # most of a large archive: nothing to wait for
+                complete[video_id] = StoredVideo(fingerprint, 1, (part,))
+                continue
+            segments = found[video_id, fingerprint, n_segments]
+            segments[row["segment_index"]] = part
+            if len(segments) == n_segments:
+                complete[video_id] = StoredVideo(fingerprint, n_segments, tuple(sorted(set(segments.values()))))
     return complete
 
 

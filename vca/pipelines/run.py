@@ -38,7 +38,7 @@ from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.chosen_model import ChosenModel, choose_model, place_model
 from vca.pipelines.config import TagConfig, read_taxonomy
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
-from vca.pipelines.plan import RETRY_ASKED, Action, Plan, Versions, make_plan
+from vca.pipelines.plan import RETRY_ASKED, Action, Plan, PlannedVideos, Versions, make_plan
 from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
 from vca.pipelines.progress import Progress, hours
 from vca.pipelines.publish import Spool, publish, recover, stage_tables, storage_failures_end_the_work
@@ -236,8 +236,10 @@ class _Run:
         self.job, self.slots, self.account, self.tracker, self.say = job, slots, account, tracker, say
         self.parent = parent
         self.store = FeatureStore(job.output, job.versions.feature_set)
-        self.decode = {row["video_id"]: row for row in account.plan.rows(Action.DECODE).to_pylist()}
-        self.retag = {row["video_id"]: row for row in account.plan.rows(Action.RETAG).to_pylist()}
+        decode, retag = account.plan.rows(Action.DECODE), account.plan.rows(Action.RETAG)
+        self.planned = PlannedVideos(pa.concat_tables([decode, retag]))
+        self.decode: list[str] = decode.column("video_id").to_pylist()
+        self.retag: set[str] = set(retag.column("video_id").to_pylist())
         self.ready: dict[str, StoredVideo] = {}
         self.failures: dict[str, dict[str, Any]] = {}  # video_id -> ENCODED row of its first failure
         self.deferred: set[str] = set()  # videos of which at least a segment was not read
@@ -264,28 +266,33 @@ class _Run:
 
     def read_and_encode(self) -> None:
         """Decode what the store does not hold yet, in waves, and store the features as they come."""
-        wanted = {v: row["fingerprint"] for v, row in (self.decode | self.retag).items()}
-        if not wanted:
+        if not self.planned:
             return
         run = self.job.config.run
-        index = self._without_retried(self.store.index(wanted))
-        stored = {(r["video_id"], r["segment_index"], r["n_segments"]) for r in index.to_pylist()}
+        index = self._without_retried(self.store.index(self.planned.fingerprints))
         self.ready = complete_videos(index)
         if isinstance(self.job.archive, StoredArchive):
             return
         # A video to tag again whose features somebody deleted is decoded again.
-        self.decode |= {v: row for v, row in self.retag.items() if v not in self.ready}
-        tasks = [row for v, row in self.decode.items() if v not in self.ready]
+        lost = [v for v in self.planned if v in self.retag and v not in self.ready]
+        self.decode += lost
+        self.retag.difference_update(lost)
+        tasks = [v for v in self.decode if v not in self.ready]
         if not tasks:
             return
+        stored = {
+            (row["video_id"], row["segment_index"], row["n_segments"])
+            for row in index.filter(pc.is_in(index.column("video_id"), pa.array(tasks, pa.string()))).to_pylist()
+        }
+        size_bytes = pc.sum(self.planned.of(tasks).column("size_bytes")).as_py()
         writer = FeatureWriter(self.store, self.account.facts.run_id, run.part_mb << 20, run.flush_s)
-        progress = Progress("read", len(tasks), sum(r["size_bytes"] for r in tasks), run.progress_s, self._show)
+        progress = Progress("read", len(tasks), size_bytes, run.progress_s, self._show)
         try:
             for first in range(0, len(tasks), run.wave_videos):
-                wave = tasks[first : first + run.wave_videos]
+                wave = self.planned.of(tasks[first : first + run.wave_videos]).to_pylist()
                 self._read_wave(wave, writer, progress, stored)
                 if self.deferred:  # late, or the budget is spent: no use in asking a worker about each of the rest
-                    self.deferred |= {row["video_id"] for row in tasks[first + run.wave_videos :]}
+                    self.deferred.update(tasks[first + run.wave_videos :])
                     break
         finally:
             writer.flush()  # whatever ends the run, what is decoded stays decoded
@@ -343,8 +350,9 @@ class _Run:
 
     def _without_retried(self, index: pa.Table) -> pa.Table:
         """What is stored of a video that somebody wants read again is what the failure left."""
-        retried = [v for v, row in self.decode.items() if row["reason"] == RETRY_ASKED]
-        return index.filter(pc.invert(pc.is_in(index.column("video_id"), pa.array(retried, pa.string()))))
+        planned = self.planned.of(self.decode)
+        retried = planned.filter(pc.equal(planned.column("reason"), RETRY_ASKED)).column("video_id")
+        return index.filter(pc.invert(pc.is_in(index.column("video_id"), retried.combine_chunks())))
 
     def _store(self, rows: pa.Table, writer: FeatureWriter) -> None:
         good = rows.filter(pc.equal(rows.column("outcome"), "read"))
@@ -357,11 +365,10 @@ class _Run:
 
     def predict(self) -> None:
         """Tag every complete video of this run from the feature store and put every object into the books."""
-        plan_rows = self.decode | self.retag
         videos = {v: s for v, s in self.ready.items() if v not in self.failures and v not in self.deferred}
         # What was decoded is tagged even when it is late: that is short, and finishes what was begun.
-        finish = {v: stored for v, stored in videos.items() if v in self.decode}
-        again = {v: stored for v, stored in videos.items() if v not in self.decode}
+        finish = {v: stored for v, stored in videos.items() if v not in self.retag}
+        again = {v: stored for v, stored in videos.items() if v in self.retag}
         progress = Progress("tag", len(videos), 0, self.job.config.run.progress_s, self._show)
         for stored_videos, may_defer in ((finish, False), (again, True)):
             if not stored_videos:
@@ -370,16 +377,19 @@ class _Run:
             assert self.watch is not None, "videos to tag outside `watched`"
             groups, settings = group_by_part(stored_videos), self.job.predict_settings
             for predictions in cluster.predict(groups, settings, self.slots, self.watch, may_defer):
-                self.account.predicted(predictions, plan_rows)
+                self.account.predicted(predictions, self.planned)
                 progress.add(videos=len(predictions))
         progress.close()
-        for video_id, plan_row in plan_rows.items():
+        for video_id in self.planned:
+            if video_id in videos:
+                continue
+            plan_row = self.planned[video_id]
             if video_id in self.failures:
                 row = self.failures[video_id]
                 self.account.failed(plan_row, row["stage"], row["error_code"], row["error_message"], row["media"])
             elif video_id in self.deferred:
                 self.account.deferred(plan_row)
-            elif video_id not in videos:
+            else:
                 message = "the feature store does not hold all segments of this video"
                 self.account.failed(plan_row, "read", str(ErrorCode.STORAGE_ERROR), message, None)
         self.account.planned_states()
