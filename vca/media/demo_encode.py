@@ -6,7 +6,8 @@ Equal input gives equal bytes on one build of FFmpeg. Shape letters: N samples.
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +54,7 @@ def encode(
     os.environ.setdefault("SVT_LOG", "1")
     buffer = io.BytesIO()
     # bitexact: no random identifiers and no version strings, so that equal seeds give equal bytes
-    with av.open(buffer, "w", format=packing.container, options={"fflags": "bitexact"}) as out:
+    with _scheduling_kept(), av.open(buffer, "w", format=packing.container, options={"fflags": "bitexact"}) as out:
         video = _video_stream(out, packing) if packing.video else None
         audio = _audio_stream(out, packing) if packing.audio else None
         subtitles = _SubtitleTrack(out, packing.embedded, spoken) if packing.embedded else None
@@ -77,6 +78,19 @@ def encode(
             if stream is not None:
                 out.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """SVT-AV1 makes the process of root a real-time one for good; all it starts later would starve the rest."""
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def subtitle_text(pieces: list[TextPiece], form: str) -> str:
