@@ -75,7 +75,10 @@ class Versions:
 
 
 class PlannedVideos(Mapping[str, dict[str, Any]]):
-    """Rows of a plan by video id. They stay columns until they are asked for: a million dicts take two gigabytes."""
+    """Rows of a plan by video id. They stay columns until they are asked for.
+
+    A million dicts take 1.6 GB, columns and ids 0.3.
+    """
 
     def __init__(self, rows: pa.Table) -> None:
         self._rows = rows.combine_chunks()
