@@ -83,7 +83,9 @@ def second(demo_archive: Path, first: Job, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def stored(first: Job, second: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a second night that was killed when all was decoded and nothing tagged: publishing is next."""
-    return killed_copy(second, Path(first.output), tmp_path_factory.mktemp("stored"), Point("line", 1, r"\] tag"))
+    out = killed_copy(second, Path(first.output), tmp_path_factory.mktemp("stored"), Point("line", 1, r"\] tag"))
+    assert len(list(out.glob("features/*/part-*"))) > len(list(Path(first.output).glob("features/*/part-*")))
+    return out
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -52,7 +52,7 @@ def read(reader: SegmentReader, file: File, span: Span, plan: ReadPlan) -> Segme
         return error
 
 
-def differences(a: Segment | MediaError, b: Segment | MediaError, audio_tolerance: float) -> list[str]:
+def differences(a: Segment | MediaError, b: Segment | MediaError) -> list[str]:
     if isinstance(a, MediaError) or isinstance(b, MediaError):
         same = isinstance(a, MediaError) and isinstance(b, MediaError) and a.code == b.code
         return [] if same else [f"{a!r} {b!r}"]
@@ -61,9 +61,7 @@ def differences(a: Segment | MediaError, b: Segment | MediaError, audio_toleranc
         left, right = getattr(a, name), getattr(b, name)
         if name == "failure":
             left, right = left and left.code, right and right.code
-        if name == "audio" and left is not None and right is not None:
-            same = np.allclose(left, right, rtol=0, atol=audio_tolerance)
-        elif isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
             same = np.array_equal(left, right)
         else:
             same = left is right or (type(left) is type(right) and left == right)
@@ -72,7 +70,7 @@ def differences(a: Segment | MediaError, b: Segment | MediaError, audio_toleranc
     return found
 
 
-def both_ways(file: File, length_us: int, plan: ReadPlan, audio_tolerance: float = 0.0) -> int:
+def both_ways(file: File, length_us: int, plan: ReadPlan) -> int:
     """Read all segments in order with one reader, and each with a reader of its own; returns how often it was opened
     the first way.
     """
@@ -83,7 +81,7 @@ def both_ways(file: File, length_us: int, plan: ReadPlan, audio_tolerance: float
     opened = file.opened
     for span, one in zip(spans, with_one, strict=True):
         alone = file.reader()
-        assert differences(one, read(alone, file, span, plan), audio_tolerance) == [], (file.path.name, span)
+        assert differences(one, read(alone, file, span, plan)) == [], (file.path.name, span)
         alone.close()
     return opened
 
@@ -116,6 +114,12 @@ def test_the_same_as_after_a_seek(
         assert mode == "keyframes" or opened is None or found <= opened + 1, "a segment was sought for nothing"
 
 
+def test_noise_in_sound(demo_archive: Path) -> None:
+    """AAC fills bands with noise of its own making. The same noise, or a night that was cut short ends with others."""
+    file = File(demo_archive / "school/lesson-07.mp4")
+    assert both_ways(file, 30_000_000, PLAN) == 1
+
+
 def test_slow_pictures_and_long_silences(tmp_path: Path) -> None:
     """A picture that stays for several segments, and sound that ends long before."""
     path = make_clip(tmp_path / "v.mkv", 9, times_ms=[0, 40, 4000, 4040, 6000, 6040, 15_000, 15_040, 18_000])
@@ -138,7 +142,7 @@ def test_sound_behind_a_hole(tmp_path: Path) -> None:
             assert alone.audio is not None
             np.testing.assert_array_equal(one.audio[2048:], alone.audio[2048:])
             one = replace(one, audio=alone.audio)
-        assert differences(one, alone, 0.0) == []
+        assert differences(one, alone) == []
     reader.close()
 
 
@@ -150,17 +154,14 @@ def test_only_what_follows_goes_on(tmp_path: Path) -> None:
     small = replace(PLAN, frame_size=32)
     for span, plan in ((spans[0], PLAN), (spans[2], PLAN), (spans[1], PLAN), (spans[2], small), (spans[2], small)):
         alone = file.reader()
-        assert differences(read(reader, file, span, plan), read(alone, file, span, plan), 0.0) == []
+        assert differences(read(reader, file, span, plan), read(alone, file, span, plan)) == []
         alone.close()
     reader.close()
 
 
 @pytest.mark.long
 def test_real_media(media_dir: Path) -> None:
-    """Whatever is odd about them: damaged, cut, with captions, edit lists or times that jump.
-
-    A seek may land so close before a segment that the decoder of the sound is not warm: it is then a little off.
-    """
+    """Whatever is odd about them: damaged, cut, with captions, edit lists or times that jump."""
     paths = [p for p in sorted(media_dir.rglob("*")) if p.is_file() and 20_000 < p.stat().st_size < 300_000]
     went_on = n_segments = 0
     for path in paths:
@@ -170,7 +171,7 @@ def test_real_media(media_dir: Path) -> None:
             continue
         if 4_000_000 < file.info.duration_us < 40_000_000:
             n_segments += len(segment_spans(file.info.duration_us, 2_000_000))
-            went_on += len(segment_spans(file.info.duration_us, 2_000_000)) - both_ways(file, 2_000_000, PLAN, 1e-3)
+            went_on += len(segment_spans(file.info.duration_us, 2_000_000)) - both_ways(file, 2_000_000, PLAN)
     assert n_segments > 50
     assert went_on > n_segments / 4
 

@@ -19,22 +19,33 @@ from typing import Any, TextIO
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
+class Doom:
+    """Sends SIGKILL to this process at the `number`-th text with `pattern` in it; 0: never."""
+
+    def __init__(self, number: int, pattern: str) -> None:
+        self._left, self._pattern = number, re.compile(pattern)
+
+    def meets(self, text: str) -> None:
+        if self._pattern.search(text) is not None:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Death:
     """The audit hook: counts the changes below one folder and sends SIGKILL before the chosen one."""
 
     def __init__(self, folder: str, journal: str, number: int, pattern: str) -> None:
         self._folder = Path(folder).absolute()
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._left, self._pattern = number, re.compile(pattern)
+        self._doom = Doom(number, pattern)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         change = self._change(event, arguments)
         if change is None:
             return
         os.write(self._journal, f"{change}\n".encode())
-        self._left -= self._pattern.search(change) is not None
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._doom.meets(change)
 
     def _change(self, event: str, arguments: tuple[Any, ...]) -> str | None:
         if event == "open":
@@ -67,12 +78,10 @@ class LastWords:
     """A stdout that ends the process before the chosen line."""
 
     def __init__(self, stdout: TextIO, number: int, pattern: str) -> None:
-        self._stdout, self._left, self._pattern = stdout, number, re.compile(pattern)
+        self._stdout, self._doom = stdout, Doom(number, pattern)
 
     def write(self, line: str) -> int:
-        self._left -= self._pattern.search(line) is not None
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._doom.meets(line)
         return self._stdout.write(line)
 
     def __getattr__(self, name: str) -> Any:

@@ -24,8 +24,12 @@ def us_to_seconds(us: int) -> float:
 
 
 def ticks_to_us(ticks: int, time_base: Fraction) -> int:
-    """A stream timestamp in microseconds, rounded to nearest; exact rational arithmetic, no float drift."""
-    return round(ticks * time_base * US_PER_S)
+    """A stream timestamp in microseconds, rounded to nearest, halves to even; exact, no float drift.
+
+    This is `round(ticks * time_base * US_PER_S)` without making fractions, which was an eighth of the time of reading.
+    """
+    whole, rest = divmod(ticks * time_base.numerator * US_PER_S, time_base.denominator)
+    return whole + (2 * rest + (whole & 1) > time_base.denominator)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -11,6 +11,8 @@ from vca.core.timeline import US_PER_S, Span
 SAMPLE_RATE = 16_000
 _JITTER_US = 40_000
 """Containers round timestamps (Matroska to 1 ms, FLV and AVI coarser): smaller steps are no gaps."""
+_BATCH_SAMPLES = 16_384
+"""Decoded sound is resampled in pieces of some frames: FFmpeg's filters cost more per call than per sample."""
 _MAX_LAYOUT = 8
 """Up to 7.1 FFmpeg knows how to mix down, if it knows which channel is which."""
 
@@ -23,6 +25,7 @@ class AudioCollector:
         self.samples = np.zeros(samples_between(span.start_us, span.end_us), dtype=np.float32)  # [n]
         self.intervals: list[tuple[int, int]] = []  # [start, end) in samples of the span, with decoded sound
         self._resampler: av.AudioResampler | None = None
+        self._waiting = av.AudioFifo()
         self._setup: tuple[Any, ...] | None = None
         self._position = 0  # where the next resampled sample goes, in samples from the start of the span
         self._expected_us: int | None = None
@@ -43,17 +46,28 @@ class AudioCollector:
             self._resampler = av.AudioResampler(
                 format="flt", layout="mono", rate=SAMPLE_RATE, options={"rematrix_maxval": "1.0"}
             )  # 1.0: weights of a down-mix sum to one; FFmpeg's default for float makes stereo louder than mono
+            self._waiting = av.AudioFifo()
             self._position = samples_between(self._span.start_us, time_us)
             self._expected_us = time_us
         assert self._resampler is not None
         assert self._expected_us is not None
         self._expected_us += duration_us
-        for piece in self._resampler.resample(_mixable(frame)):
+        mixable = _mixable(frame)
+        mixable.pts = None  # its place is known; the queue would refuse a jitter
+        self._waiting.write(mixable)
+        if self._waiting.samples >= _BATCH_SAMPLES:
+            self._resample_waiting()
+
+    def _resample_waiting(self) -> None:
+        assert self._resampler is not None
+        frame = self._waiting.read()
+        for piece in self._resampler.resample(frame) if frame is not None else ():
             self._put(piece)
 
     def flush(self) -> None:
         """Let out what the resampler holds back; call it once more after the last frame."""
         if self._resampler is not None:
+            self._resample_waiting()
             for piece in self._resampler.resample(None):
                 self._put(piece)
         self._resampler = None
@@ -82,9 +96,11 @@ class AudioCollector:
         low, high = max(start, 0), min(end, len(self.samples))
         if low >= high:
             return
+        part = values[low - start : high - start]
         # Damaged float streams decode to NaN or huge values; one of them would poison every feature of its step.
-        clean = np.nan_to_num(values[low - start : high - start], nan=0.0, posinf=0.0, neginf=0.0)
-        self.samples[low:high] = np.clip(clean, -1.0, 1.0)
+        if not np.isfinite(part).all():
+            part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)
+        np.clip(part, -1.0, 1.0, out=self.samples[low:high])
         if self.intervals and 0 <= low - self.intervals[-1][1] <= 1:
             self.intervals[-1] = (self.intervals[-1][0], high)
         else:

@@ -10,11 +10,12 @@ from enum import Enum
 from typing import NamedTuple
 
 import av
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import Type as SideData
 
 from vca.core.records import TextPiece
 from vca.core.schemas import TextSource
 from vca.core.timeline import Span
+from vca.media.container import side_data
 
 ROWS = 15
 COLUMNS = 32
@@ -463,8 +464,7 @@ class CaptionCollector:
 
     def feed(self, frame: av.VideoFrame, time_us: int) -> None:
         """Take one decoded frame, every one and in presentation order, shown at `time_us`."""
-        side_data = frame.side_data.get("A53_CC")
-        self._decoder.feed(bytes(side_data) if isinstance(side_data, SideData) else b"", time_us - self._zero_us)
+        self._decoder.feed(side_data(frame, SideData.A53_CC) or b"", time_us - self._zero_us)
 
     def pieces(self, span: Span) -> list[TextPiece]:
         """Captions that start in `span`, by start; `stream` is the channel."""

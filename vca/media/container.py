@@ -6,7 +6,7 @@ a playlist would make the child open other files, a text file would become "vide
 
 import math
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import av.container
 import av.stream
 import av.subtitles.stream
 from av.audio.stream import AudioStream
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -83,29 +84,52 @@ class Media:
     n_video: int
     n_audio: int
     zero_us: int  # container start: the zero of the presentation clock
+    format: str = field(init=False)
+    uses_dts: bool = field(init=False)
+    _time_bases: dict[int, Fraction] = field(init=False, default_factory=dict)
 
-    @property
-    def format(self) -> str:
-        return self.container.format.name
+    def __post_init__(self) -> None:
+        # Asked for with every packet, and PyAV makes a new object of each answer.
+        self.format = self.container.format.name
+        self.uses_dts = self.format in DTS_ONLY
 
     @property
     def duration_is_declared(self) -> bool:
         return self.format not in _ESTIMATED_DURATION.split()
 
-    @property
-    def uses_dts(self) -> bool:
-        return self.format in DTS_ONLY
+    def time_base(self, stream_index: int) -> Fraction:
+        """Seconds of a tick of a stream; a microsecond where the container does not say."""
+        found = self._time_bases.get(stream_index)
+        if found is None:
+            found = self.container.streams[stream_index].time_base or Fraction(1, US_PER_S)
+            self._time_bases[stream_index] = found
+        return found
 
     def packet_time_us(self, packet: "av.Packet[Any]") -> int | None:
         """Presentation time of a packet on the clock; decoding time where the container knows no other."""
         ticks = packet.dts if self.uses_dts or packet.pts is None else packet.pts
-        return None if ticks is None else self.to_clock(ticks, packet.time_base)
+        return None if ticks is None else self.to_clock(ticks, packet.stream_index)
 
-    def to_clock(self, ticks: int, time_base: Fraction | None) -> int:
-        return ticks_to_us(ticks, time_base or Fraction(1, US_PER_S)) - self.zero_us
+    def packet_duration_us(self, packet: "av.Packet[Any]") -> int:
+        """0 where the container does not say."""
+        return ticks_to_us(packet.duration, self.time_base(packet.stream_index)) if packet.duration else 0
+
+    def to_clock(self, ticks: int, stream_index: int) -> int:
+        return ticks_to_us(ticks, self.time_base(stream_index)) - self.zero_us
 
     def close(self) -> None:
         self.container.close()
+
+
+def side_data(frame: av.VideoFrame, kind: Type) -> bytes | None:
+    """What rides on a decoded picture, such as captions or a turn.
+
+    `frame.side_data` keeps what it hands out in the frame, which makes a reference cycle: the picture stays until
+    Python looks for garbage. That held a gigabyte of 1080p pictures, and decoders took fresh memory for each.
+    """
+    make: Any = SideDataContainer  # the stubs take it for something that only PyAV makes
+    found = make(frame).get(kind)
+    return None if found is None else bytes(found)
 
 
 def can_decode(stream: av.stream.Stream | None) -> bool:

@@ -1,6 +1,5 @@
 """One pass over the packets of a segment: seek, demux, decode, hand over to collectors."""
 
-import gc
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,13 +7,15 @@ from itertools import chain
 from typing import Any, Literal
 
 import av
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 from vca.core.timeline import US_PER_S, Span, ticks_to_us
 from vca.media.audio import AudioCollector
 from vca.media.captions import CaptionCollector
-from vca.media.container import Media, can_decode, decoder_message, memory_is_short
+from vca.media.container import Media, can_decode, decoder_message, memory_is_short, side_data
 from vca.media.frames import PyavPicture, ScreenSampler
 from vca.media.subtitles import SubtitleCollector
 
@@ -22,8 +23,13 @@ _INTERLEAVE_US = 10 * US_PER_S
 """How far behind one stream may lag another in the file. Beyond it a stream that is silent has ended."""
 _WARM_UP_US = 300_000
 """Sound decoded before the segment, so that overlapping transforms and bit reservoirs are filled."""
-_UNCOLLECTED_BYTES = 64 * 1024 * 1024
 _PENDING_BYTES = 64 * 1024 * 1024
+_MADE_ANEW = frozenset({"aac", "aac_latm", "ac3", "eac3", "mp2", "mp2float", "mp3", "mp3float", "opus"})
+"""Decoders of sound that keep something when they are flushed: AAC and AC-3 fill bands with noise, and would go on with
+other noise than after a seek. Their streams say all that a new decoder has to know.
+"""
+_FLUSHED = ("pcm_", "flac", "alac", "vorbis")
+"""Decoders of sound, by the start of their names, that a flush makes as good as new."""
 
 
 @dataclass(slots=True)
@@ -106,6 +112,7 @@ class SegmentPass:
         self._late = False
         self._video_done = self._mode == "skip"
         self._audio_done = to.sound is None or not can_decode(media.audio)
+        self._sound_decoder = media.audio.codec_context if media.audio is not None and not self._audio_done else None
         self._pending: list[av.Packet[Any]] | None = []  # since the last key frame before the span; None: decoding
         self._pending_bytes = 0
         self._anchor_us: int | None = None  # pictures before it depend on pictures that were not decoded
@@ -114,7 +121,6 @@ class SegmentPass:
         self._last_us: int | None = None
         self._period_us = self._nominal_period_us()
         self._first_audio = True
-        self._uncollected_bytes = 0
         self._goes_on = False
         self._dropped = False
         self._shown: deque[tuple[av.VideoFrame, int, int]] = deque(maxlen=3)
@@ -149,8 +155,7 @@ class SegmentPass:
         self._last_us, self.video_end_us = before.last_us, before.video_end_us
         self._first_dts, self._dts_shift = before.dts
         if not self._audio_done:
-            assert self._media.audio is not None
-            self._media.audio.codec_context.flush_buffers()  # the pass before has drained it
+            self._sound_decoder = _renewed(self._media.audio)
         if before.pictures:
             self.n_video_packets, self.video_start_us = len(before.pictures), before.pictures[0][1]
         for frame, time_us, duration_us in before.pictures:
@@ -169,6 +174,7 @@ class SegmentPass:
             and self.damaged == 0
             and not self.has_captions
             and not self._media.uses_dts
+            and (self._to.sound is None or _can_be_renewed(self._media.audio))
         )
         pictures = list(self._shown)
         if self._mode == "decode":
@@ -242,7 +248,7 @@ class SegmentPass:
     def _far_behind(self, packet: "av.Packet[Any]") -> bool:
         if packet.dts is None:
             return False
-        return self._media.to_clock(packet.dts, packet.time_base) > self._span.end_us + _INTERLEAVE_US
+        return self._media.to_clock(packet.dts, packet.stream_index) > self._span.end_us + _INTERLEAVE_US
 
     def _route(self, packet: "av.Packet[Any]") -> None:
         if self._media.video is not None and packet.stream_index == self._media.video.index:
@@ -270,6 +276,11 @@ class SegmentPass:
             self._decode_audio(None)
             self._to.sound.flush()
 
+    def _count_encrypted(self, packet: "av.Packet[Any]") -> None:
+        """Of interest is only whether all are: the first that is not ends the counting."""
+        if self.n_encrypted == self.n_video_packets + self.n_audio_packets - 1:
+            self.n_encrypted += packet.has_sidedata("encryption_info")
+
     # sound
 
     def _audio_packet(self, packet: "av.Packet[Any]") -> None:
@@ -277,11 +288,11 @@ class SegmentPass:
         time_us = self._media.packet_time_us(packet)
         if time_us is None:
             self._kept = None
-        elif time_us >= self._span.end_us - _WARM_UP_US - _duration_us(packet):
+        elif time_us >= self._span.end_us - _WARM_UP_US - self._media.packet_duration_us(packet):
             self._keep(packet)
         if self._audio_done:
             return
-        self.n_encrypted += packet.has_sidedata("encryption_info")
+        self._count_encrypted(packet)
         if time_us is not None:
             if self._first_audio and self._sought and time_us > self._span.start_us:
                 self._late = True
@@ -289,15 +300,16 @@ class SegmentPass:
             if time_us >= self._span.end_us:
                 self._audio_done = True
                 return
-            if time_us < self._span.start_us - _WARM_UP_US - _duration_us(packet):
+            if time_us < self._span.start_us - _WARM_UP_US - self._media.packet_duration_us(packet):
                 return
         self._decode_audio(packet)
 
     def _decode_audio(self, packet: "av.Packet[Any] | None") -> None:
         assert self._media.audio is not None
         assert self._to.sound is not None
+        assert self._sound_decoder is not None
         try:
-            frames = self._media.audio.decode(packet)
+            frames = self._sound_decoder.decode(packet)
         except MemoryError:
             raise
         except av.FFmpegError as error:
@@ -305,7 +317,7 @@ class SegmentPass:
             return
         for frame in frames:
             # the stream's time base: frames that come out at the flush carry none
-            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, self._media.audio.time_base)
+            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, self._media.audio.index)
             try:
                 self._to.sound.feed(frame, time_us)
             except MemoryError:
@@ -317,11 +329,13 @@ class SegmentPass:
 
     def _video_packet(self, packet: "av.Packet[Any]") -> None:
         self.n_video_packets += 1
-        self.n_encrypted += packet.has_sidedata("encryption_info")
+        self._count_encrypted(packet)
         time_us = self._media.packet_time_us(packet)
         if time_us is not None and not packet.is_discard:
             self.video_start_us = time_us if self.video_start_us is None else min(self.video_start_us, time_us)
-            self.video_end_us = max(self.video_end_us, time_us + (_duration_us(packet) or self._period_us))
+            self.video_end_us = max(
+                self.video_end_us, time_us + (self._media.packet_duration_us(packet) or self._period_us)
+            )
         if self._mode == "look":
             self._look(packet, time_us)
         elif self._video_done:
@@ -335,7 +349,7 @@ class SegmentPass:
 
     def _look(self, packet: "av.Packet[Any]", time_us: int | None) -> None:
         clean = packet.pts is not None and not packet.is_corrupt and not packet.is_discard
-        length_us = _duration_us(packet) or self._period_us
+        length_us = self._media.packet_duration_us(packet) or self._period_us
         self.packets.append(VideoPacket(time_us, length_us, clean, packet.is_keyframe))
         if self.first_picture is None and self.damaged == 0:
             self._decode_video(packet)
@@ -358,7 +372,7 @@ class SegmentPass:
             return
         self._pending.append(packet)
         self._pending_bytes += packet.size
-        dts_us = time_us if packet.dts is None else self._media.to_clock(packet.dts, packet.time_base)
+        dts_us = time_us if packet.dts is None else self._media.to_clock(packet.dts, packet.stream_index)
         if dts_us is None or dts_us > self._decode_from_us or self._pending_bytes > _PENDING_BYTES:
             self._release_pending()
 
@@ -394,10 +408,9 @@ class SegmentPass:
 
     def _show_at(self, frame: av.VideoFrame, time_us: int, duration_us: int) -> None:
         self.n_pictures += 1
-        self._collect_garbage(frame)
         if self.first_picture is None:
             self.first_picture = frame
-            self.has_captions = SideData.A53_CC in frame.side_data
+            self.has_captions = side_data(frame, SideData.A53_CC) is not None
             inside = self._sought or self._goes_on
             if self.has_captions and self._to.captions is not None and inside and not self._preroll_us:
                 self._late = True  # come again with pictures from before the span
@@ -410,15 +423,6 @@ class SegmentPass:
             self._to.sampler.show(PyavPicture(frame, self._reformatter), time_us, duration_us)
             captions_open = self.has_captions and self._to.captions is not None and time_us < self._span.end_us
             self._video_done = self._to.sampler.done and not captions_open
-
-    def _collect_garbage(self, frame: av.VideoFrame) -> None:
-        """A PyAV frame whose side data was read is part of a reference cycle. Python counts it as two small objects and
-        lets hundreds of them stand before it looks, which is a gigabyte of 1080p pictures.
-        """
-        self._uncollected_bytes += frame.width * frame.height * 2
-        if self._uncollected_bytes > _UNCOLLECTED_BYTES:
-            self._uncollected_bytes = 0
-            gc.collect()
 
     def _frame_time_us(self, frame: av.VideoFrame) -> int:
         """Time on the clock, never going back.
@@ -435,7 +439,7 @@ class SegmentPass:
                     self._dts_shift = ticks - self._first_dts
                 ticks -= self._dts_shift
         assert self._media.video is not None
-        time_us = None if ticks is None else self._media.to_clock(ticks, self._media.video.time_base)
+        time_us = None if ticks is None else self._media.to_clock(ticks, self._media.video.index)
         if self._last_us is not None and (time_us is None or time_us <= self._last_us):
             time_us = self._last_us + self._frame_duration_us(frame)
         self._last_us = time_us if time_us is not None else 0
@@ -443,8 +447,8 @@ class SegmentPass:
 
     def _frame_duration_us(self, frame: av.VideoFrame) -> int:
         assert self._media.video is not None
-        time_base = self._media.video.time_base  # frames that come out at the flush carry none of their own
-        return (round(frame.duration * time_base * US_PER_S) if time_base else 0) or self._period_us
+        # the stream's time base: frames that come out at the flush carry none
+        return ticks_to_us(frame.duration, self._media.time_base(self._media.video.index)) or self._period_us
 
     def _complain(self, error: Exception, packet: "av.Packet[Any] | None") -> None:
         if packet is None or isinstance(error, EOFError):
@@ -466,5 +470,22 @@ class SegmentPass:
         return min(US_PER_S, max(1000, round(US_PER_S / rate))) if rate else 40_000
 
 
-def _duration_us(packet: "av.Packet[Any]") -> int:
-    return ticks_to_us(packet.duration, packet.time_base) if packet.duration else 0
+def _can_be_renewed(stream: AudioStream | None) -> bool:
+    if stream is None or not can_decode(stream):
+        return True
+    name = stream.codec_context.name
+    return name in _MADE_ANEW or name.startswith(_FLUSHED)
+
+
+def _renewed(stream: AudioStream | None) -> AudioCodecContext:
+    """A decoder for the packets of a stream that was never fed: the one of the stream has been drained."""
+    assert stream is not None
+    old = stream.codec_context
+    if old.name not in _MADE_ANEW:
+        old.flush_buffers()
+        return old
+    new = AudioCodecContext.create(old.name, "r")
+    assert isinstance(new, AudioCodecContext)
+    new.extradata = old.extradata
+    new.thread_count = 1
+    return new

@@ -8,7 +8,7 @@ Both backends hand out the same pixels: swscale turns the frame into RGB at its 
 Scaling out of YUV in one go would save about a millisecond per 1080p picture but decord cannot do it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-from vca.media.container import even, memory_is_short
+from vca.media.container import even, memory_is_short, side_data
 
 _LONGEST_TOLERANCE_US = 250_000
 _FOREVER_US = 1 << 62
@@ -180,10 +180,10 @@ def orientation(frame: av.VideoFrame) -> Matrix | None:
 
     Only quarter turns and mirrors are applied; any other angle counts as the nearest of them.
     """
-    side_data = _side_data(frame, SideData.DISPLAYMATRIX)
-    if side_data is None or len(side_data) < 36:
+    found = side_data(frame, SideData.DISPLAYMATRIX)
+    if found is None or len(found) < 36:
         return None
-    a, b, _, c, d = np.frombuffer(side_data, dtype=np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(found, dtype=np.int32)[:5].tolist()
     is_turned = abs(a) + abs(d) < abs(b) + abs(c)
     matrix = (0, _sign(b), _sign(c), 0) if is_turned else (_sign(a), 0, 0, _sign(d))
     return None if matrix == (1, 0, 0, 1) else matrix
@@ -252,12 +252,6 @@ def decord_reader(
     if len(stamps) != len(expected) or not np.allclose(stamps, expected, rtol=0, atol=2e-4):
         return None
     return reader if (first.shape[1], first.shape[0]) == size else None
-
-
-def _side_data(frame: av.VideoFrame, kind: SideData) -> bytes | None:
-    table: Mapping[Any, Any] = frame.side_data  # the stubs know its string keys only
-    found = table.get(kind)
-    return None if found is None else bytes(found)
 
 
 def _swaps_axes(matrix: Matrix) -> bool:

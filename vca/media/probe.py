@@ -145,14 +145,15 @@ def _scan(media: Media, scan_all: bool) -> _Scan:
 
 
 def _count(media: Media, scan: _Scan, packet: "av.Packet[Any]", is_video: bool) -> None:
+    if scan.n_encrypted == scan.n_packets:  # of interest is only whether all are
+        scan.n_encrypted += packet.has_sidedata("encryption_info")
     scan.n_packets += 1
-    scan.n_encrypted += packet.has_sidedata("encryption_info")
     time_us = media.packet_time_us(packet)
     if packet.is_discard:
         return
     if time_us is not None:
         ticks = packet.dts if media.uses_dts or packet.pts is None else packet.pts
-        end_us = media.to_clock((ticks or 0) + (packet.duration or 0), packet.time_base)
+        end_us = media.to_clock((ticks or 0) + (packet.duration or 0), packet.stream_index)
         scan.extent_us = max(scan.extent_us, end_us)
         if is_video:
             scan.video_end_us = max(scan.video_end_us, end_us)
@@ -192,7 +193,7 @@ def _declared_duration_us(media: Media, scan: _Scan) -> int | None:
     declared = media.container.duration or 0
     for stream in (media.video, media.audio):
         if stream is not None and stream.duration and stream.time_base:
-            declared = max(declared, media.to_clock((stream.start_time or 0) + stream.duration, stream.time_base))
+            declared = max(declared, media.to_clock((stream.start_time or 0) + stream.duration, stream.index))
     # Matroska counts its duration from time 0, not from the first packet. A start later than that is no missing end.
     if scan.complete and 0 < declared - scan.extent_us <= media.zero_us:
         declared = scan.extent_us

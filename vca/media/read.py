@@ -482,5 +482,5 @@ class _Job:
         video = self.media.video
         if video is None or not video.duration or not video.time_base:
             return self._passed.n_video_packets == 0 and self._passed.at_end
-        end_us = self.media.to_clock((video.start_time or 0) + video.duration, video.time_base)
+        end_us = self.media.to_clock((video.start_time or 0) + video.duration, video.index)
         return end_us <= self._span.start_us + self._plan.step_us

@@ -45,7 +45,7 @@ def find_shots(
     cuts is shorter than 1 s. Without frames the span is one shot.
     """
     assert len(frames) == len(times_us) == len(mask)
-    index = [int(i) for i in np.flatnonzero(mask) if float(frames[i].mean()) >= DARK]
+    index = [int(i) for i in np.flatnonzero(mask) if sum(cv2.sumElems(frames[i])) >= DARK * frames[i].size]
     detector = _detector()
     cuts: list[int] = []
     flash_end = -1
@@ -94,7 +94,7 @@ def _last_time_before(times_us: npt.NDArray[np.int64], mask: npt.NDArray[np.bool
 
 
 def _bgr(frame: Frames) -> Frames:
-    return np.ascontiguousarray(frame[:, :, ::-1])
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), dtype=np.uint8)
 
 
 def _alike(a: Frames, b: Frames) -> bool:
