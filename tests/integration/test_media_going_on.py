@@ -42,7 +42,7 @@ class File:
         return open_media(str(self.path), head, self.size_bytes, CONFIG.max_pixels)
 
     def reader(self) -> SegmentReader:
-        return SegmentReader(self.open, str(self.path), self.size_bytes)
+        return SegmentReader(self.open, str(self.path))
 
 
 def read(reader: SegmentReader, file: File, span: Span, plan: ReadPlan) -> Segment | MediaError:

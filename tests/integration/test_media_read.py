@@ -25,7 +25,7 @@ DENSE = replace(PLAN, step_us=100_000, frames_per_step=2)
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[DecoderProcess]:
-    with DecoderProcess(DecodeConfig()) as process:
+    with DecoderProcess(DecodeConfig(backend="decord")) as process:
         yield process
 
 

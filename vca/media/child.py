@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import decord
 
 from vca.core.config import build_config
 from vca.core.errors import ErrorCode, MediaError
@@ -129,7 +128,7 @@ class _Object:
             self.size_bytes = source["size_bytes"]
             self._file = RangeFile(channel, self.size_bytes)
             self._head = self._file.read(HEAD_BYTES)
-        self._reader = SegmentReader(self.open, self.path, self.size_bytes)
+        self._reader = SegmentReader(self.open, self.path)
 
     def open(self) -> Media:
         if self._file is not None:
@@ -277,7 +276,10 @@ def main(arguments: list[str]) -> None:
         start = channel.receive()
         config = build_config(DecodeConfig, start["config"], "decode")
         av.logging.set_level(av.logging.PANIC)
-        decord.logging.set_level(decord.logging.QUIET)
+        if config.backend == "decord":  # now: once confined, the child can load no library
+            import decord
+
+            decord.logging.set_level(decord.logging.QUIET)
         _limit_all(config, parent_pid)
         off = config.isolation == "off"
         serve(channel, shared_fd, config, Confinement((), ()) if off else confine(start["places"]))

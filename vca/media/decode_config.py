@@ -27,10 +27,10 @@ class SamplingConfig(Config):
 class DecodeConfig(Config):
     """Limits of one decoding child. Every limit has its own error code, see `vca.core.errors`."""
 
-    backend: Literal["auto", "pyav", "decord"] = "auto"
-    """`auto`: decord where both backends give the same picture for the same time, PyAV everywhere else.
+    backend: Literal["pyav", "decord"] = "pyav"
+    """`decord`: it takes the pictures of short files where both give the same picture for the same time, PyAV all else.
 
-    `decord`: the same rule without the limit on size; files decord cannot be trusted with still go to PyAV.
+    The features are the same. PyAV is faster, and the FFmpeg in decord is an old one (decision 0021).
     """
     stage_limit_mb: int = Field(64, ge=0)
     """Larger remote objects are read by byte range instead of being copied first. A long video is copied for the first

@@ -1,8 +1,8 @@
 """One bounded segment of a video as arrays on one clock: pictures, sound, text, shots. Runs in the decoding child.
 
-One pass over the packets serves everything. decord takes over the pictures of short, clean files of common codecs:
-there the pass decodes a single picture and otherwise only looks at packets, and if the look disappoints PyAV decodes
-after all.
+One pass over the packets serves everything. Where the user chose decord it takes over the pictures of short, clean
+files of common codecs: there the pass decodes a single picture and otherwise only looks at packets, and if the look
+disappoints PyAV decodes after all.
 """
 
 from collections.abc import Callable
@@ -176,11 +176,10 @@ class SegmentReader:
     average: of a minute of common web video 8 %. Where going on is not safe the next segment seeks, as the first does.
     """
 
-    def __init__(self, reopen: Callable[[], Media], path: str | None, size_bytes: int) -> None:
+    def __init__(self, reopen: Callable[[], Media], path: str | None) -> None:
         """`reopen` opens the object; `path` is its name where it is a local file."""
         self._reopen = reopen
         self._path = path
-        self._size_bytes = size_bytes
         self._before: Handover | None = None
         self._before_plan: ReadPlan | None = None
 
@@ -198,9 +197,7 @@ class SegmentReader:
         try:
             if before is not None and job.read_on(before):
                 pass
-            elif self._path is not None and _decord_is_worth_a_look(
-                job.media, info, span, plan, config, self._size_bytes
-            ):
+            elif self._path is not None and _decord_is_worth_a_look(job.media, info, span, plan, config):
                 job.read_with_decord(self._path)
             else:
                 job.read_with_pyav(sound_and_text=True)
@@ -217,21 +214,17 @@ class SegmentReader:
             self._before = None
 
 
-def _decord_is_worth_a_look(
-    media: Media, info: MediaInfo, span: Span, plan: ReadPlan, config: DecodeConfig, size_bytes: int
-) -> bool:
+def _decord_is_worth_a_look(media: Media, info: MediaInfo, span: Span, plan: ReadPlan, config: DecodeConfig) -> bool:
     """What can be told before any packet is read.
 
-    The size counts because larger remote objects are no files here, and the same video must go through the same
-    decoder wherever it lies. Only videos of one segment: decord reads a whole file before it hands out a frame.
+    Only videos of one segment: decord reads a whole file before it hands out a frame.
     """
     return (
-        config.backend != "pyav"
+        config.backend == "decord"
         and plan.pictures
         and plan.mode == "exact"
         and span.start_us == 0
         and span.end_us >= info.duration_us
-        and (config.backend == "decord" or size_bytes <= config.stage_limit_mb * 1024 * 1024)
         and media.format in DECORD_CONTAINERS
         and media.video is not None
         and can_decode(media.video)
