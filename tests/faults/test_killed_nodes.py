@@ -60,7 +60,9 @@ def test_a_dead_node_costs_nothing(first: Job, nodes: Nodes, tmp_path: Path, sta
 
 @pytest.mark.long
 def test_a_dead_head_ends_the_run_unpublished(first: Job, nodes: Nodes, tmp_path: Path) -> None:
-    """Nothing can go on without it: the exit code does not claim that anything was published."""
+    """Nothing can go on without it: exit code and last line say that nothing was published, before Ray ends the driver
+    with the code that would claim the opposite.
+    """
     job = Job(first.archive, str(tmp_path / "out"), (*nights.SETTINGS, f"ray.address={nodes.address}"))
 
     def kill() -> None:
@@ -73,7 +75,8 @@ def test_a_dead_head_ends_the_run_unpublished(first: Job, nodes: Nodes, tmp_path
     with meanwhile(kill):
         ended = run_driver([VCA, *tag_arguments(job)], tmp_path / "log", driver_environment())
     TALLY.injected[KIND] += 1
-    assert ended.code not in (run.EXIT_OK, run.EXIT_OVER_BUDGET), ended.text
+    assert ended.code == run.EXIT_NOT_PUBLISHED, ended.text
+    assert "vca: the head node of the Ray cluster is gone; nothing published" in ended.text
     assert job.reader().current() is None
     again = Job(job.archive, job.output, nights.SETTINGS)
     assert again.tag() == run.EXIT_OK, again.text

@@ -76,7 +76,7 @@ class Stage:
 
 
 def connect(config: RayConfig) -> bool:
-    """Join the cluster of the environment, or start a local one. Returns whether this process started it."""
+    """Join the cluster of the environment, or start a local one. Returns whether this call did, for `disconnect`."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -95,7 +95,7 @@ def connect(config: RayConfig) -> bool:
                 f"ray.address = {address!r}: {first}; start the cluster with `RAY_AUTH_MODE=token ray start --head` "
                 "or unset the address"
             ) from error
-        return False
+        return True
     # Ray listens on every address of the machine and knows no way to stay on loopback. It asks for a token, but its own
     # is a file that other users may be able to read, and the same for every cluster. This one lives as long as the run.
     if not _AUTHENTICATION & os.environ.keys():
@@ -133,12 +133,19 @@ def _native_stderr_filtered() -> Iterator[None]:
                     sys.stderr.write(line.decode(errors="replace"))
 
 
-def disconnect(started: bool) -> None:
-    """Stop the local cluster this process started; leave any other alone."""
+def disconnect(connected: bool) -> None:
+    """Undo what `connect` did: stop a local cluster, leave another."""
     import ray
 
-    if started:
+    if connected:
         ray.shutdown()
+
+
+def head_address() -> str:
+    """Where the head node of the cluster listens, host:port."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def work_out_slots(config: ResourcesConfig) -> Slots:

@@ -3,10 +3,12 @@
 import json
 import logging
 import math
+import os
 import secrets
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -38,6 +40,7 @@ from vca.pipelines.account import Account, RunFacts
 from vca.pipelines.chosen_model import ChosenModel, choose_model, place_model
 from vca.pipelines.config import TagConfig, read_taxonomy
 from vca.pipelines.features import Dims, FeatureStore, FeatureWriter
+from vca.pipelines.head_watch import head_watched
 from vca.pipelines.plan import RETRY_ASKED, Action, Plan, PlannedVideos, Versions, make_plan
 from vca.pipelines.predict import PredictSettings, StoredVideo, complete_videos, group_by_part, model_version
 from vca.pipelines.progress import Progress, hours
@@ -198,14 +201,12 @@ def tag(config: TagConfig, say: Callable[[str], None] = print) -> int:
             facts = RunFacts(run_id, started_at, job.versions, config.step_us, config.run.max_attempts)
             account = Account(facts, plan, job.archive, Spool(work_dir))
             run = _Run(job, slots, account, tracker, say, parent=current.run_id if current else None)
-            try:
-                with run.watched(deadline):
-                    run.read_and_encode()
-                    run.predict()
-                return run.publish(work_dir, started, lock)
-            except BaseException as error:
-                tracker.fail(type(error).__name__)
-                raise
+            with tracker.failing(), run.watched(deadline):
+                run.read_and_encode()
+                run.predict()
+        # The cluster is left by now: if it falls apart from here on, nothing is lost.
+        with tracker.failing():
+            return run.publish(work_dir, started, lock)
 
 
 @contextmanager
@@ -214,11 +215,22 @@ def _cluster(job: Job, plan: Plan) -> Iterator[cluster.Slots | None]:
     if plan.count(Action.DECODE) + plan.count(Action.RETAG) == 0:
         yield None
         return
-    started_here = cluster.connect(job.config.ray)
+    connected = cluster.connect(job.config.ray)
     try:
-        yield cluster.work_out_slots(job.config.resources)
+        with head_watched(cluster.head_address(), _end_without_head):
+            yield cluster.work_out_slots(job.config.resources)
     finally:
-        cluster.disconnect(started_here)
+        cluster.disconnect(connected)
+
+
+def _end_without_head() -> None:
+    """The main thread waits inside Ray and would not come back."""
+    sys.stderr.write(
+        "vca: the head node of the Ray cluster is gone; nothing published, the features stored so far are kept. "
+        "Start the cluster and the run again\n"
+    )
+    sys.stderr.flush()
+    os._exit(EXIT_NOT_PUBLISHED)
 
 
 class _Run:

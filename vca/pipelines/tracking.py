@@ -5,7 +5,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ class Tracker:
         except mlflow.exceptions.MlflowException as error:
             if error.error_code == NOT_THERE:
                 return False
+            raise
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Close the run as failed if the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail(type(error).__name__)
             raise
 
     def fail(self, reason: str) -> None:
