@@ -25,6 +25,8 @@ RUN = """
     from vca.pipelines import cluster
     from vca.pipelines.config import RayConfig
 
+    # Of a worker that is just starting too: it has not taken its name yet.
+    SCRIPTS = {"dashboard.py": "dashboard", "monitor.py": "monitor", "default_worker.py": "ray::IDLE"}
     started = cluster.connect(RayConfig(num_cpus=1, object_store_mb=100))
     import ray
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
@@ -32,7 +34,9 @@ RUN = """
     found = []
     for process in (me, *me.children(recursive=True)):
         line = process.cmdline() or [process.name()]
-        name = "driver" if process == me else "dashboard" if "dashboard.py" in " ".join(line) else line[0]
+        name = "driver" if process == me else line[0]
+        for script, called in SCRIPTS.items():
+            name = called if script in " ".join(line) else name
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:
                 found.append([Path(name).name, *connection.laddr])
@@ -66,7 +70,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 
 OPEN_TO_ALL = {
-    "driver", "gcs_server", "raylet", "dashboard", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"
+    "driver", "gcs_server", "raylet", "dashboard", "monitor", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"
 }  # fmt: skip
 """Processes of Ray that listen beyond loopback. A new one is a reason to look again at docs/security.md."""
 
@@ -74,7 +78,8 @@ OPEN_TO_ALL = {
 def test_no_dashboard_and_known_listeners_only(cluster: dict[str, Any]) -> None:
     """A local run has no dashboard to call, which runs code for callers; what else listens is known.
 
-    Ray starts the dashboard's process all the same, for other duties: later it hands out figures for Prometheus.
+    Ray starts the dashboard's process all the same, for other duties: later it hands out figures for Prometheus, and so
+    does the autoscaler's, `monitor`.
     """
     assert not any("ray.util.client" in name for name in cluster["names"])
     assert 8265 not in {port for _, _, port in cluster["listening"]}
