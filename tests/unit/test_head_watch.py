@@ -16,7 +16,7 @@ def test_a_head_that_is_gone_is_told_once() -> None:
     lost: list[float] = []
     with listener() as server:
         port = server.getsockname()[1]
-        with head_watched(f"127.0.0.1:{port}", lambda: lost.append(time.monotonic()), every_s=0.01, patience_s=0.3):
+        with head_watched(f"127.0.0.1:{port}", lambda: lost.append(time.monotonic()), every_s=0.05, patience_s=0.3):
             time.sleep(0.5)
             assert lost == [], "it was there all the time"
             server.close()

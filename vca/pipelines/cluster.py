@@ -48,6 +48,7 @@ a second, and a handful of them ended the run.
 BLOCK_BYTES = 128 << 20
 REMINDER_S = 10.0
 PREDICTOR_SEGMENTS = 32
+"""Segments a predictor must have to tag before another is started: loading the models takes seconds of CPU. A guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +369,7 @@ def predict(
 
 
 def predictors_worth_starting(groups: pa.Table, at_most: int) -> int:
-    """Loading models takes as long as tagging some `PREDICTOR_SEGMENTS` segments: for fewer, one is enough."""
+    """At least one, and no more than there is work for: each loads models of its own."""
     videos = pc.list_flatten(groups.column("videos").combine_chunks())
     n_segments: int = pc.sum(pc.struct_field(videos, "n_segments")).as_py() or 0
     return max(1, min(at_most, len(groups), n_segments // PREDICTOR_SEGMENTS))
