@@ -114,14 +114,22 @@ def test_hang_is_killed(clip: Path) -> None:
 
 def test_cpu_limit(clip: Path, heavy: Path) -> None:
     """A file that eats CPU time is stopped, although the wall limit is far."""
+    source = LocalSource(str(heavy))
+    with DecoderProcess(DecodeConfig()) as unlimited:
+        info = unlimited.probe(source)
+    # The kernel counts in whole seconds from the start of a process: a request may have anything from 0.01 s to 1 s.
     with DecoderProcess(DecodeConfig(cpu_limit_s=0.01)) as decoder:
-        info = decoder.probe(LocalSource(str(heavy)))
-        span = Span(0, info.duration_us)
         with pytest.raises(MediaError) as caught:
-            # several, because the kernel counts in whole seconds
-            [decoder.read(LocalSource(str(heavy)), info, span, PLAN) for _ in range(5)]
+            [decoder.read(source, info, Span(0, info.duration_us), PLAN) for _ in range(20)]
         assert caught.value.code is ErrorCode.DECODE_CPU_LIMIT
-        assert _read(decoder, clip) == 2_000_000
+        results: list[int | ErrorCode] = []
+        while len(results) < 5 and 2_000_000 not in results:
+            try:
+                results.append(_read(decoder, clip))
+            except MediaError as error:
+                results.append(error.code)
+        assert results[-1] == 2_000_000, results
+        assert set(results) <= {2_000_000, ErrorCode.DECODE_CPU_LIMIT}
 
 
 def test_memory_limit(clip: Path, heavy: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -163,7 +164,13 @@ class _FolderLock:
                 if folder.exists():
                     break
                 self._made.append(folder)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:  # found there and not found to be a folder: its last holder removed it in between
+                with suppress(FileNotFoundError):
+                    if not stat.S_ISDIR(os.lstat(self._path.parent).st_mode):
+                        raise
+                continue
             with suppress(FileNotFoundError):  # the last holder removed the folder that it had made
                 # Not inherited: a child that lives on, such as a process of Ray, would hold the lock of a dead run.
                 return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
