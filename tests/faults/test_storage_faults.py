@@ -56,6 +56,7 @@ def reading(server: S3Server, proxy: Proxy, first: Job, tmp_path: Path) -> Job:
 def writing(server: S3Server, proxy: Proxy, second: Job, stored: Path) -> Job:
     """The second night with its output behind the proxy; everything is decoded, nothing tagged."""
     server.upload_folder(stored, TAGS)
+    server.client.delete_object(Bucket=TAGS, Key=LOCK)  # the dead driver's: fresh again, as it was only now put there
     return Job(second.archive, f"s3://{TAGS}", (*nights.SETTINGS, *patience("output", proxy)))
 
 
