@@ -117,7 +117,7 @@ def test_reading_through_a_storm(reading: Job, proxy: Proxy, first: Job) -> None
     [
         pytest.param(3, Harm.SLOW_DOWN, {"storage_error"}, marks=pytest.mark.long),
         (4, Harm.EXPIRED, {"access_denied"}),
-        pytest.param(5, Harm.STALL, {"storage_timeout", "storage_error"}, marks=pytest.mark.long),
+        pytest.param(3, Harm.STALL, {"storage_timeout", "storage_error"}, marks=pytest.mark.long),
         pytest.param(1, Harm.RESET, {"storage_error"}, marks=pytest.mark.long),
         pytest.param(2, Harm.CUT, {"storage_error"}, marks=pytest.mark.long),
     ],
