@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -139,21 +140,26 @@ def test_colours_follow_the_stream(media_dir: Path, name: str, kr: float, kb: fl
     pb, pr = ((c - 128) / (255 if full else 224) for c in (blue, red))
     r, b = y + 2 * (1 - kr) * pr, y + 2 * (1 - kb) * pb
     expected = np.clip(np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], axis=-1) * 255, 0, 255)
-    got = Shaper(frame.height, frame.width)(PyavPicture(frame, av.video.reformatter.VideoReformatter()))
-    # swscale interpolates colour at edges of 10 bit video, the formula does not: compare where neighbours are alike
-    flat = np.ones(luma.shape, dtype=bool)
-    for axis in (0, 1):
-        for plane in (luma, blue, red):
-            flat &= np.abs(plane - np.roll(plane, 2, axis)) < 1
-            flat &= np.abs(plane - np.roll(plane, -2, axis)) < 1
+    got = Shaper(frame.height, frame.width)(PyavPicture(frame))
+    # swscale interpolates colour at edges, the formula does not: compare where neighbours are alike
+    around = np.ones((5, 5), np.uint8)
+    flat = np.all([cv2.dilate(plane, around) - cv2.erode(plane, around) < 1 for plane in (luma, blue, red)], axis=0)
     assert flat.mean() > 0.1
-    assert np.abs(got - expected)[flat].mean() < 1.5
-    assert np.abs(got - expected)[flat].max() < 6
+    assert np.abs(got - expected)[flat].mean() < 0.5
+    assert np.abs(got - expected)[flat].max() < 3
+
+
+def test_white_stays_white_when_scaled(media_dir: Path) -> None:
+    """swscale's fast way gives 253, and features of a white slide that nobody's training has seen."""
+    with av.open(str(media_dir / "mp4parse/white.mp4")) as container:
+        frame = next(container.decode(video=0))
+    got = Shaper(frame.height // 2, frame.width // 2)(PyavPicture(frame))
+    assert got.min() == 255
 
 
 @pytest.mark.parametrize("name", ["torchcodec/nasa_13013_rotated.mp4", "streamio-ffmpeg/sideways_movie.mov"])
 def test_turned_files_agree_with_decord(media_dir: Path, name: str) -> None:
-    """Another program that turns pictures upright (decord) gets the same pixels."""
+    """Another program that turns pictures upright (decord) gets the same pixels, but for rounding."""
     decord = pytest.importorskip("decord")
     path = str(media_dir / name)
     with av.open(path) as container:
@@ -161,5 +167,5 @@ def test_turned_files_agree_with_decord(media_dir: Path, name: str) -> None:
     assert orientation(frame) is not None
     reference = decord.VideoReader(path, num_threads=1)[0].asnumpy()
     height, width = reference.shape[:2]
-    got = Shaper(height, width)(PyavPicture(frame, av.video.reformatter.VideoReformatter()))
-    assert np.abs(got.astype(int) - reference).mean() < 1.0
+    got = Shaper(height, width)(PyavPicture(frame))
+    assert np.abs(got.astype(int) - reference).mean() < 2.5

@@ -30,7 +30,8 @@ class DecodeConfig(Config):
     backend: Literal["pyav", "decord"] = "pyav"
     """`decord`: it takes the pictures of short files where both give the same picture for the same time, PyAV all else.
 
-    The features are the same. PyAV is faster, and the FFmpeg in decord is an old one (decision 0021).
+    Its pictures differ by a level or so, so the features count as others. PyAV is faster, and the FFmpeg in decord is
+    an old one (decisions 0021 and 0022).
     """
     stage_limit_mb: int = Field(64, ge=0)
     """Larger remote objects are read by byte range instead of being copied first. A long video is copied for the first

@@ -10,7 +10,6 @@ import av
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import VideoReformatter
 
 from vca.core.timeline import US_PER_S, Span, ticks_to_us
 from vca.media.audio import AudioCollector
@@ -107,7 +106,6 @@ class SegmentPass:
         self._keyframes = keyframes
         self._preroll_us = preroll_us
         self._decode_from_us = span.start_us - preroll_us
-        self._reformatter = VideoReformatter()
         self._sought = False
         self._late = False
         self._video_done = self._mode == "skip"
@@ -420,7 +418,7 @@ class SegmentPass:
         if self._to.captions is not None:
             self._to.captions.feed(frame, time_us)
         if self._to.sampler is not None:
-            self._to.sampler.show(PyavPicture(frame, self._reformatter), time_us, duration_us)
+            self._to.sampler.show(PyavPicture(frame), time_us, duration_us)
             captions_open = self.has_captions and self._to.captions is not None and time_us < self._span.end_us
             self._video_done = self._to.sampler.done and not captions_open
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from vca.core.errors import ErrorCode, Failure, MediaError
 from vca.core.records import BoolArray, FloatArray, TextPiece
@@ -150,7 +151,7 @@ class _Pictures:
 
     def _prepare(self, picture: Picture) -> None:
         if self._size is None:  # the header told no size
-            native = picture.rgb()
+            native = picture.scaled(VideoReformatter(), None)
             self._size = (native.width, native.height)
         short_side = self._plan.frame_size if self._plan.frames_per_step > 0 else _LOOK_SIZE
         width, height = scaled_size(*self._size, short_side)

@@ -58,7 +58,7 @@ EXIT_OK, EXIT_OVER_BUDGET, EXIT_CONFIG, EXIT_NOT_PUBLISHED = 0, 1, 2, 3
 
 LOW_BYTES_PER_S = 64_000  # 0.5 Mbit/s
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised when the reading of media changes what features are made of, so that archives are read again."""
 
 
@@ -121,6 +121,8 @@ def prepare(config: TagConfig) -> Job:
         archive.check()
         definition = feature_definition(config.encoders, config.step_us, config.segment_us, config.sampling.mode)
         definition["reader"] = READER_VERSION
+        if config.decode.backend != "pyav":
+            definition["backend"] = config.decode.backend  # its pictures are scaled in another way
         feature_set = identity.feature_set_id(definition)
     zeroshot = model_version(config.predict.zeroshot, config.predict.text_model, config.encoders.vision, config.step_us)
     published = open_output(config.output.uri, config.output.storage)
