@@ -70,6 +70,7 @@ def assert_nothing_published_for_want_of_space(code: int, text: str) -> None:
     assert "No space left" in text or "no space left" in text, text
 
 
+@pytest.mark.long
 def test_the_drivers_own_disk_is_full(first: Job, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a run wait in a temporary folder until they are published: the line names that folder."""
     job = Job(first.archive, str(tmp_path / "out"), nights.SETTINGS)

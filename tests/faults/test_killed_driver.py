@@ -68,7 +68,7 @@ TALLY.seeds["killed driver"] = SEED
 DELAY_S = random.Random(SEED).uniform(0.0, 0.5)
 POINTS = [
     pytest.param(first_progress, 0.0, marks=pytest.mark.long),
-    pytest.param(features_written, 0.0),
+    pytest.param(features_written, 0.0, marks=pytest.mark.long),
     pytest.param(staging_begun, 0.0, marks=pytest.mark.long),
     pytest.param(intent_written, 0.0, marks=pytest.mark.long),
     pytest.param(tagged, DELAY_S, marks=pytest.mark.long),

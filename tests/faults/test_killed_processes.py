@@ -26,6 +26,7 @@ def job(small_archive: Path, undisturbed: Job, tmp_path: Path) -> Job:
     return Job(str(small_archive), str(tmp_path / "out"), undisturbed.settings)
 
 
+@pytest.mark.long
 def test_a_killed_decoder_costs_its_video_one_night(job: Job, undisturbed: Job) -> None:
     """That video is quarantined as a crash and comes back next time; the others are tagged as ever."""
 
@@ -107,6 +108,7 @@ class DiesOnce:
             yield rows.append_column("i", pa.array([i] * len(rows)))
 
 
+@pytest.mark.long
 def test_what_a_worker_had_handed_on_is_not_doubled(tmp_path: Path) -> None:
     """The task is done again from its start; each of its rows arrives once."""
     marker = tmp_path / "died"

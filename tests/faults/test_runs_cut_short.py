@@ -104,6 +104,7 @@ def test_a_budget_of_video_hours(job: Job, undisturbed: Job) -> None:
     assert_mended(job, undisturbed, "budget")
 
 
+@pytest.mark.long
 def test_a_failure_that_was_final_is_retried_when_asked_for(job: Job, undisturbed: Job) -> None:
     """`vca tag --retry CODE`: without it the file waits until it changes."""
 

@@ -99,6 +99,7 @@ def assert_only_transient_losses(job: Job, undisturbed: Job) -> None:
     assert_balanced(job)
 
 
+@pytest.mark.long
 def test_reading_through_a_storm(reading: Job, proxy: Proxy, first: Job) -> None:
     """Refusals, resets, bodies that end early and silence, for more than half of the requests."""
     harms = (Harm.SLOW_DOWN, Harm.RESET, Harm.CUT, Harm.STALL)
@@ -227,7 +228,8 @@ def test_a_sidecar_is_replaced_between_listing_and_reading(
     assert_mended(reading, first, READING, apart_from=("attempts",))
 
 
-@pytest.mark.parametrize("harm", [Harm.SLOW_DOWN, pytest.param(Harm.CUT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("harm", [Harm.SLOW_DOWN, Harm.CUT])
 def test_the_features_cannot_be_read_by_a_worker(writing: Job, proxy: Proxy, second: Job, harm: Harm) -> None:
     """The driver is told by Ray: it is a storage that failed, not a defect, and features are not made again."""
     before = writing.reader().current()

@@ -63,6 +63,7 @@ def test_of_two_runs_started_together_one_works(
     assert verify(job.reader(), said.append), "\n".join(said)
 
 
+@pytest.mark.long
 def test_the_lock_of_a_killed_run_is_taken_over(
     small_archive: Path, undisturbed: Job, tmp_path: Path, short_tmp: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
