@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,10 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def _read(decoder: DecoderProcess, path: Path) -> int:
+def _read(decoder: DecoderProcess, path: Path, plan: ReadPlan = PLAN) -> int:
     source = LocalSource(str(path))
     info = decoder.probe(source)
-    return decoder.read(source, info, Span(0, info.duration_us), PLAN).coverage_us
+    return decoder.read(source, info, Span(0, info.duration_us), plan).coverage_us
 
 
 def _later(delay_s: float, action: Callable[[], None]) -> threading.Thread:
@@ -136,7 +137,7 @@ def test_memory_limit(clip: Path, heavy: Path) -> None:
     """Pictures that do not fit into the limit are a code, not a machine out of memory."""
     with DecoderProcess(DecodeConfig(memory_limit_mb=192)) as decoder:
         with pytest.raises(MediaError) as caught:
-            _read(decoder, heavy)
+            _read(decoder, heavy, replace(PLAN, frame_size=2160))
         assert caught.value.code is ErrorCode.DECODE_MEMORY
         assert _read(decoder, clip) == 2_000_000
 
