@@ -5,7 +5,8 @@ is taken as BT.601, FFmpeg's own convention, because the pretrained encoders wer
 and HLG pictures look flat and keep their transfer function. Transparency is dropped.
 
 PyAV's pictures are scaled out of the decoder's own pixel format in one go, with colour at full resolution: half the
-error and less than half the cost of converting them to RGB first (decision 0022). decord hands out RGB at full size only.
+error and less than half the cost of converting them to RGB first (decision 0022). decord hands out RGB at full size
+only.
 """
 
 from collections.abc import Callable, Sequence
