@@ -36,8 +36,12 @@ class Picture(Protocol):
     @property
     def matrix(self) -> Matrix | None: ...
 
-    def scaled(self, reformatter: VideoReformatter, size: tuple[int, int] | None) -> av.VideoFrame:
-        """RGB24 of size (width, height), or of coded size; not turned."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) as coded, not turned."""
+
+    def scaled(self, reformatter: VideoReformatter, width: int, height: int) -> av.VideoFrame:
+        """RGB24, not turned."""
 
 
 class PyavPicture:
@@ -50,8 +54,11 @@ class PyavPicture:
     def matrix(self) -> Matrix | None:
         return orientation(self._frame)
 
-    def scaled(self, reformatter: VideoReformatter, size: tuple[int, int] | None) -> av.VideoFrame:
-        width, height = size or (self._frame.width, self._frame.height)
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._frame.width, self._frame.height
+
+    def scaled(self, reformatter: VideoReformatter, width: int, height: int) -> av.VideoFrame:
         return reformatter.reformat(
             self._frame, width=width, height=height, format="rgb24", interpolation=_SCALING, threads=1
         )
@@ -72,18 +79,24 @@ class DecordPicture:
     def matrix(self) -> Matrix | None:
         return None  # turned pictures are left to PyAV
 
-    def scaled(self, reformatter: VideoReformatter, size: tuple[int, int] | None) -> av.VideoFrame:
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width, _ = self._pixels().shape
+        return width, height
+
+    def scaled(self, reformatter: VideoReformatter, width: int, height: int) -> av.VideoFrame:
+        picture = av.VideoFrame.from_ndarray(self._pixels(), format="rgb24")
+        return reformatter.reformat(picture, width=width, height=height, interpolation=_SCALING, threads=1)
+
+    def _pixels(self) -> Rgb:
         import decord
 
         try:
-            pixels = self._reader[self._index].asnumpy()
+            return np.asarray(self._reader[self._index].asnumpy(), dtype=np.uint8)
         except decord.DECORDError as error:
             if memory_is_short():
                 raise MemoryError from error
             raise DecordError(str(error)) from error
-        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        width, height = size or (picture.width, picture.height)
-        return reformatter.reformat(picture, width=width, height=height, interpolation=_SCALING, threads=1)
 
 
 class Shaper:
@@ -97,7 +110,8 @@ class Shaper:
     def __call__(self, picture: Picture) -> Rgb:
         matrix = picture.matrix
         turned = matrix is not None and _swaps_axes(matrix)
-        scaled = picture.scaled(self._reformatter, (self.height, self.width) if turned else (self.width, self.height))
+        width, height = (self.height, self.width) if turned else (self.width, self.height)
+        scaled = picture.scaled(self._reformatter, width, height)
         return turn_upright(np.asarray(scaled.to_ndarray(), dtype=np.uint8), matrix)
 
 

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
 from vca.core.errors import ErrorCode, Failure, MediaError
 from vca.core.records import BoolArray, FloatArray, TextPiece
@@ -151,8 +150,7 @@ class _Pictures:
 
     def _prepare(self, picture: Picture) -> None:
         if self._size is None:  # the header told no size
-            native = picture.scaled(VideoReformatter(), None)
-            self._size = (native.width, native.height)
+            self._size = picture.size
         short_side = self._plan.frame_size if self._plan.frames_per_step > 0 else _LOOK_SIZE
         width, height = scaled_size(*self._size, short_side)
         size_bytes = len(self.times_us) * width * height * 3
