@@ -72,15 +72,28 @@ def test_one_child_serves_many_requests(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_crash_is_a_code_and_the_next_request_works(clip: Path, heavy: Path, number: signal.Signals) -> None:
+def test_crash_is_a_code_and_the_next_request_works(clip: Path, number: signal.Signals) -> None:
     """A crash of native code names its signal and costs one file."""
     with DecoderProcess(DecodeConfig()) as decoder:
-        info = decoder.probe(LocalSource(str(heavy)))
+        plain = _ranges(clip, [])
+        info = decoder.probe(plain)
         first = decoder.pid
         assert first is not None
-        _later(0.3, lambda: os.kill(first, number))
+
+        def crash() -> None:
+            os.kill(first, number)
+            if number is not signal.SIGKILL:
+                os.kill(first, signal.SIGCONT)  # a stopped process takes no other signal
+
+        def stop_midway(offset: int, size: int) -> bytes:
+            """Stands still in the middle of a read until it crashes: a fast machine is not done before."""
+            os.kill(first, signal.SIGSTOP)
+            _later(0.3, crash)
+            return plain.read_range(offset, size)
+
+        source = replace(plain, read_range=stop_midway)
         with pytest.raises(MediaError) as caught:
-            decoder.read(LocalSource(str(heavy)), info, Span(0, info.duration_us), PLAN)
+            decoder.read(source, info, Span(0, info.duration_us), PLAN)
         assert caught.value.code is ErrorCode.DECODE_CRASH
         assert number.name in caught.value.message
         assert _read(decoder, clip) == 2_000_000
