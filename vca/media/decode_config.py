@@ -33,9 +33,9 @@ class DecodeConfig(Config):
     Its pictures differ by a level or so, so the features count as others. PyAV is faster, and the FFmpeg in decord is
     an old one (decisions 0021 and 0022).
     """
-    stage_limit_mb: int = Field(64, ge=0)
-    """Larger remote objects are read by byte range instead of being copied first. A long video is copied for the first
-    look at it and then read by range all the same: a high limit costs its bytes twice."""
+    stage_limit_mb: int = Field(8, ge=0)
+    """Larger remote objects are read by byte range, smaller ones copied in one request. Of a video of several segments
+    the copy serves the first look only, so that its bytes are fetched twice: a low limit bounds what that costs."""
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Width times height of the coded picture."""
     max_duration_h: float = Field(24.0, gt=0)
