@@ -1,11 +1,18 @@
-"""The job against other ways to the same features: Ray Data's own video reader, and Daft where it is installed.
+"""The job against other ways to the same features: Ray Data's own video reader, Daft and Data-Juicer where they are.
 
 All sample two pictures a second, scale them to one short side and give them to the same encoder of pictures; no sound,
-no text. Ray is up before the clock starts, workers are not: a peer that starts none is not charged for ours.
+no text. Data-Juicer only samples, and keeps its pictures as JPEG: it has no step that could scale them and no place for
+the encoder. Ray is up before the clock starts and everything imported, workers are not: a peer that starts none is not
+charged for ours.
+
+Daft is found if it is installed. Data-Juicer, which wants an old PyAV, is found in an environment of its own, whose
+Python the variable `DATA_JUICER_PYTHON` names. It needs more than it asks for: `pip install py-data-juicer aiohttp ray
+opencv-python-headless av==13.1.0`.
 """
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,6 +28,25 @@ from vca.models.vision import FRAME_SIZE, VisionConfig, build_vision
 STEP_US = 500_000
 TRAFFIC_TARGET = 10.0
 PICTURES_ONLY = (*jobs.LIGHT, "encoders.audio.kind=none")
+
+_DATA_JUICER = """
+import sys, time
+from data_juicer.core.data import NestedDataset
+from data_juicer.ops.mapper.video_extract_frames_mapper import VideoExtractFramesMapper
+
+n_frames, n_processes, out, *files = sys.argv[1:]
+started = time.perf_counter()
+dataset = NestedDataset.from_list([{"videos": [path], "text": ""} for path in files])
+mapper = VideoExtractFramesMapper(
+    frame_sampling_method="uniform", frame_num=int(n_frames), output_format="bytes", legacy_split_by_text_token=False,
+    num_proc=int(n_processes),
+)
+dataset = mapper.run(dataset)
+dataset.to_parquet(out)
+seconds = time.perf_counter() - started
+assert len(dataset) == len(files) and len(dataset[0]["video_frames"][0]) == int(n_frames)
+print(seconds)
+"""
 
 
 class Encode:
@@ -40,7 +66,7 @@ class Encode:
 def measure(settings: Settings) -> list[Report]:
     """Wall time of each, and what each put into Ray's object store."""
     small = settings.small
-    look, n_clips, seconds = (videos.TINY, 3, 4) if small else (videos.P360, 120, 12)
+    look, n_clips, seconds = (videos.TINY, 3, 4) if small else (videos.P360, 360, 12)
     archive = videos.archive(settings.folder(f"peers-{look}") / "archive", look, n_clips, seconds)
     height, width = FRAME_SIZE, round(look.width * FRAME_SIZE / look.height / 2) * 2
     n_cores = len(os.sched_getaffinity(0))
@@ -74,6 +100,10 @@ def measure(settings: Settings) -> list[Report]:
     }
     if find_spec("daft") is not None:
         sides["daft"] = lambda: timed(lambda: _daft(archive, height, width, settings.work))
+    python = os.environ.get("DATA_JUICER_PYTHON")
+    if python is not None:
+        n_frames = seconds * 1_000_000 // STEP_US
+        sides["Data-Juicer"] = lambda: _data_juicer(python, archive, n_frames, n_cores, settings.work)
     found = in_turn(sides, settings.rounds)
     figures = [
         Figure(f"{name} over vca tag", ratio(found, name, "vca tag"), "x", 1.0, "at least",
@@ -85,7 +115,7 @@ def measure(settings: Settings) -> list[Report]:
                TRAFFIC_TARGET, "at least", {f"{n}, MB": values for n, values in traffic.items()})
     )  # fmt: skip
     conditions = {"look": str(look), "clips": n_clips, "seconds_each": seconds, "size": f"{width}x{height}"}
-    conditions["daft"] = "daft" in sides or "not installed"
+    conditions |= {name: "measured" if name in sides else "not found" for name in ("daft", "Data-Juicer")}
     return [Report("peers", "Peers", figures, conditions)]
 
 
@@ -108,6 +138,18 @@ def _daft(archive: Path, height: int, width: int, out: Path) -> None:
     folder = out / "daft"
     frames.with_column("vision", features(frames["data"])).select("path", "vision").write_parquet(str(folder))
     shutil.rmtree(folder)
+
+
+def _data_juicer(python: str, archive: Path, n_frames: int, n_processes: int, work: Path) -> float:
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        files = sorted(map(str, archive.glob("*.mp4")))
+        command = [python, "-c", _DATA_JUICER, str(n_frames), str(n_processes), f"{folder}/frames.parquet", *files]
+        # Its working files, which would be taken for the answer next time, go with the folder.
+        environment = {"PATH": os.environ["PATH"], "HOME": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"Data-Juicer ended with {done.returncode}:\n{done.stderr}")
+    return float(done.stdout.split()[-1])
 
 
 def _object_store_mb() -> float:
