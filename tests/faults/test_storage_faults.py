@@ -113,14 +113,15 @@ def test_reading_through_a_storm(reading: Job, proxy: Proxy, first: Job) -> None
     assert_mended(reading, first, READING, apart_from=("attempts",))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("n", "harm", "codes"),
     [
-        pytest.param(3, Harm.SLOW_DOWN, {"storage_error"}, marks=pytest.mark.long),
+        (3, Harm.SLOW_DOWN, {"storage_error"}),
         (4, Harm.EXPIRED, {"access_denied"}),
-        pytest.param(3, Harm.STALL, {"storage_timeout", "storage_error"}, marks=pytest.mark.long),
-        pytest.param(1, Harm.RESET, {"storage_error"}, marks=pytest.mark.long),
-        pytest.param(2, Harm.CUT, {"storage_error"}, marks=pytest.mark.long),
+        (3, Harm.STALL, {"storage_timeout", "storage_error"}),
+        (1, Harm.RESET, {"storage_error"}),
+        (2, Harm.CUT, {"storage_error"}),
     ],
 )
 def test_the_archive_fails_for_good_in_mid_run(

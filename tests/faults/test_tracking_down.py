@@ -77,6 +77,7 @@ def assert_published_and_said_once(ended: Ended, job: Job, first: Job) -> None:
     assert_mended(job, first, KIND)
 
 
+@pytest.mark.long
 def test_nothing_listens(job: Job, first: Job, tmp_path: Path) -> None:
     """Down before the night."""
     assert_published_and_said_once(run_tag(job, tmp_path / "log"), job, first)

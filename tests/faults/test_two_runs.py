@@ -30,6 +30,7 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_of_two_runs_started_together_one_works(
     small_archive: Path, undisturbed: Job, tmp_path: Path, short_tmp: Path
 ) -> None:
