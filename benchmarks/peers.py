@@ -1,9 +1,9 @@
 """The job against other ways to the same features: Ray Data's own video reader, Daft and Data-Juicer where they are.
 
 All sample two pictures a second, scale them to one short side and give them to the same encoder of pictures; no sound,
-no text. Data-Juicer only samples, and keeps its pictures as JPEG: it has no step that could scale them and no place for
-the encoder. Ray is up before the clock starts and everything imported, workers are not: a peer that starts none is not
-charged for ours.
+no text. Data-Juicer only samples: its pictures are JPEG at full size, and no encoder sees them. Ray is up before the
+clock starts, and what Data-Juicer imports is imported; workers are not up: a peer that starts none is not charged for
+ours.
 
 Daft is found if it is installed. Data-Juicer, which wants an old PyAV, is found in an environment of its own, whose
 Python the variable `DATA_JUICER_PYTHON` names. It needs more than it asks for: `pip install py-data-juicer aiohttp ray
