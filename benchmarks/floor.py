@@ -35,13 +35,13 @@ def measure(settings: Settings) -> list[Report]:
     small = settings.small
     reports = []
     for look, n_few, n_many, seconds in (
-        ((videos.TINY, 2, 4, 4),) if small else ((videos.P720, 60, 180, 12), (videos.P360, 120, 360, 12))
+        ((videos.TINY, 2, 4, 4),) if small else ((videos.P720, 20, 140, 12), (videos.P360, 20, 260, 12))
     ):
         folder = settings.folder(f"clips-{look}")
         few = videos.archive(folder / "few", look, n_few, seconds)
         many = videos.archive(folder / "many", look, n_many, seconds)
         reports.append(_compare(settings, f"floor_{look}", f"{look} clips of {seconds} s", few, many, TARGET_CLIPS))
-    look, seconds, n_few, n_many = (videos.TINY, 130, 1, 2) if small else (videos.P360, 3600, 2, 4)
+    look, seconds, n_few, n_many = (videos.TINY, 130, 1, 2) if small else (videos.P360, 3600, 1, 3)
     folder = settings.folder(f"long-{look}")
     few, many = (videos.long_archive(folder / name, look, n, seconds) for name, n in (("few", n_few), ("many", n_many)))
     title = f"{look} videos of {seconds / 3600:g} h"

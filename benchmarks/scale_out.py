@@ -29,14 +29,17 @@ from vca.pipelines import cluster
 from vca.pipelines.cluster import Stage
 from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.plan import Action
-from vca.pipelines.read_queue import ReadQueue
+from vca.pipelines.read_queue import TOGETHER_BYTES, ReadQueue
 from vca.pipelines.stages import EncodeStage, ReadStage
 
 TARGET_EFFICIENCY, TARGET_MAKESPAN = 0.9, 1.15
 SKEW = 20
 SEGMENT_S = 60
 TASKS = pa.schema(
-    [("video_id", pa.string()), *((name, pa.int64()) for name in ("n_segments", "segment_index", "n_together"))]
+    [
+        ("video_id", pa.string()),
+        *((name, pa.int64()) for name in ("size_bytes", "n_segments", "segment_index", "n_together")),
+    ]
 )
 
 
@@ -162,7 +165,7 @@ class WaitingReader:
         ray.get(gate.wait.remote())
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
-        (task,) = tasks.to_pylist()
+        (task,) = tasks.to_pylist()  # all are too large to be read together
         if task["segment_index"] is None and task["n_segments"] > 1:
             time.sleep(self._waits.probe_s)
             yield _row(tasks, "probed", pa.nulls(1, pa.large_binary()))
@@ -214,12 +217,15 @@ def makespan_s(waits: Waits, n_nodes: int, n_segments: Sequence[int]) -> float:
             Stage(WaitingReader, [gate, waits], slots.readers, slots.reader_cpus),
             Stage(WaitingEncoder, [gate, waits], slots.encoders, slots.encoder_cpus),
         ]
-        todo = [{"video_id": str(k), "n_segments": n} for k, n in enumerate(sorted(n_segments, reverse=True))]
+        todo = [
+            {"video_id": str(k), "size_bytes": n * TOGETHER_BYTES, "n_segments": n}
+            for k, n in enumerate(sorted(n_segments, reverse=True))
+        ]
         queue, n_read = ReadQueue(todo, slots.readers, slots.encoders), 0
         for rows in cluster.fed(queue.take, TASKS, stages):
             for row in rows.to_pylist():
                 later = range(row["n_segments"]) if row["outcome"] == "probed" else ()
-                task = {"video_id": row["video_id"], "n_segments": row["n_segments"]}
+                task = {name: row[name] for name in ("video_id", "size_bytes", "n_segments")}
                 queue.heard(row["video_id"], [task | {"segment_index": i} for i in later])
                 n_read += row["outcome"] == "read"
             ended_at = time.time()

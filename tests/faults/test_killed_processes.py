@@ -112,7 +112,7 @@ class DiesOnce:
 def test_what_a_worker_had_handed_on_is_not_doubled(tmp_path: Path) -> None:
     """The task is done again from its start; each of its rows arrives once."""
     marker = tmp_path / "died"
-    tasks = [({"n": n}, 5) for n in (0, 1)]
+    tasks = [([{"n": n}], 5) for n in (0, 1)]
     stages = [cluster.Stage(DiesOnce, [marker], 1, 0.5)]
     schema = pa.schema([("n", pa.int64())])
     found = list(cluster.fed(lambda rows_out: tasks.pop(0) if tasks else None, schema, stages))

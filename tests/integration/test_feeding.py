@@ -22,21 +22,20 @@ N_ROWS = sum(LEAVES**d for d in range(DEPTH + 1))
 class Pass:
     """A stage that adds nothing; all its rows are of one worker if the graph was put together wrongly."""
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        assert len(rows) == 1
-        return rows.append_column(f"pid{len(rows.column_names)}", pa.array([os.getpid()]))
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        yield rows.append_column(f"pid{len(rows.column_names)}", pa.array([os.getpid()] * len(rows)))
 
 
 class Twice(Pass):
     """A stage that makes two rows of one, one after the other."""
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        yield super().__call__(rows)
-        yield super().__call__(rows)
+        yield from super().__call__(rows)
+        yield from super().__call__(rows)
 
 
-def _first(waiting: list[dict[str, Any]], rows_out: int) -> tuple[dict[str, Any], int] | None:
-    return (waiting.pop(0), 1) if waiting and rows_out < 5 else None
+def _first(waiting: list[dict[str, Any]], rows_out: int) -> tuple[list[dict[str, Any]], int] | None:
+    return ([waiting.pop(0)], 1) if waiting and rows_out < 5 else None
 
 
 def grow(then: Callable[[int], None] = lambda _: None) -> list[dict[str, Any]]:
@@ -67,9 +66,17 @@ def test_an_empty_graph_ends() -> None:
     assert sum(len(rows) for rows in cluster.fed(lambda _: None, SCHEMA, stages)) == 0
 
 
-def test_rows_of_a_task_come_back_one_by_one() -> None:
+def test_what_is_of_one_table_stays_together() -> None:
+    """Between the stages and on the way back, though each table is handed on as it comes: Ray is asked once for all."""
+    waiting = [([{"n": 2 * n, "depth": 0}, {"n": 2 * n + 1, "depth": 0}], 4) for n in range(3)]
+    stages = [Stage(Twice, [], 1, 0.3), Stage(Pass, [], 1, 0.3)]
+    found = [table.to_pylist() for table in cluster.fed(lambda _: waiting.pop() if waiting else None, SCHEMA, stages)]
+    assert sorted([row["n"] for row in rows] for rows in found) == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]
+
+
+def test_tables_of_a_task_come_back_one_by_one() -> None:
     """The next stage begins with the first of them, and the end is known when all are back."""
-    waiting = [({"n": n, "depth": 0}, 2) for n in range(3)]
+    waiting = [([{"n": n, "depth": 0}], 2) for n in range(3)]
     stages = [Stage(Twice, [], 1, 0.3), Stage(Pass, [], 1, 0.3)]
     found = [
         len(rows) for rows in cluster.fed(lambda out: waiting.pop() if waiting and out < 2 else None, SCHEMA, stages)

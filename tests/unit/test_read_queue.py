@@ -8,11 +8,13 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vca.pipelines.read_queue import TOGETHER, Dealer, ReadQueue
+from vca.pipelines.read_queue import TOGETHER, TOGETHER_BYTES, Dealer, ReadQueue, packed, unpacked
+
+LARGE = TOGETHER_BYTES
 
 
-def video(number: int) -> dict[str, Any]:
-    return {"video_id": f"v{number}"}
+def video(number: int, size_bytes: int = LARGE) -> dict[str, Any]:
+    return {"video_id": f"v{number}", "size_bytes": size_bytes}
 
 
 def segments(number: int, n: int) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def name(task: dict[str, Any]) -> str:
 
 def taken(queue: ReadQueue, n: int) -> list[str]:
     """The next tasks, while there is room for all of them."""
-    return [name(found[0]) for found in (queue.take(0) for _ in range(n)) if found is not None]
+    return [name(found[0][0]) for found in (queue.take(0) for _ in range(n)) if found is not None]
 
 
 def test_a_video_that_was_begun_goes_before_one_that_was_not() -> None:
@@ -66,7 +68,7 @@ def test_there_is_room_for_so_much() -> None:
     queue.heard("v0", segments(0, 1000))
     found = queue.take(32)
     assert found is not None
-    assert name(found[0]) == "v0.0-4"
+    assert name(found[0][0]) == "v0.0-4"
     assert found[1] == TOGETHER
     assert queue.take(33) is None
 
@@ -84,23 +86,36 @@ LEFT = st.lists(st.one_of(st.none(), st.sets(st.integers(0, 60), max_size=60)), 
 """Of each video the segments that are still to be read; none for a video of one segment."""
 
 
+def test_small_videos_are_one_task() -> None:
+    """What Ray does for a task is shared by them, no task is more than minutes of video, and the last are single."""
+    queue = ReadQueue([video(i, LARGE // 5 if i > 0 else LARGE) for i in range(32)], readers=1, encoders=1)
+    sizes = []
+    while (found := queue.take(0)) is not None:
+        assert [row["n_together"] for row in found[0]] == [1] * found[1] == [1] * len(found[0])
+        sizes.append(found[1])
+    assert sizes == [1, 5, 5, 5, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]
+
+
 @settings(deadline=None)
-@given(LEFT, st.integers(1, 16), st.integers(1, 16), st.integers(1, 4))
+@given(LEFT, st.integers(1, 16), st.integers(1, 16), st.integers(1, 4), st.sampled_from([1, LARGE // 3, LARGE]))
 def test_each_segment_once_and_in_order(
-    left: list[set[int] | None], readers: int, encoders: int, returned_at_once: int
+    left: list[set[int] | None], readers: int, encoders: int, returned_at_once: int, size_bytes: int
 ) -> None:
     """Whatever comes back when: every video is opened once, and of its segments each is read once, in order, with
-    neighbours of the same video only.
+    neighbours of the same video only; and videos of which none is opened yet.
     """
-    queue = ReadQueue([video(i) for i in range(len(left))], readers, encoders)
+    queue = ReadQueue([video(i, size_bytes) for i in range(len(left))], readers, encoders)
     out: deque[tuple[str, int | None]] = deque()
     done: list[tuple[str, int | None]] = []
     while True:
         while (found := queue.take(len(out))) is not None:
             task, n_rows = found
-            assert 1 <= n_rows == task["n_together"] <= TOGETHER
-            first = task["segment_index"]
-            out += [(task["video_id"], None if first is None else first + i) for i in range(n_rows)]
+            assert 1 <= n_rows == sum(row["n_together"] for row in task) <= TOGETHER
+            assert len(task) == 1 or all(row["segment_index"] is None for row in task)
+            assert len(task) == 1 or len(task) * size_bytes <= TOGETHER_BYTES
+            for row in task:
+                first = row["segment_index"]
+                out += [(row["video_id"], None if first is None else first + i) for i in range(row["n_together"])]
         if not out:
             break
         for _ in range(min(returned_at_once, len(out))):
@@ -125,6 +140,20 @@ def test_every_reader_has_work_to_the_end(n_segments: int, readers: int) -> None
     assert sum(sizes) == n_segments
     assert sizes == sorted(sizes, reverse=True)
     assert sizes.count(1) >= min(n_segments, 4 * readers)
+
+
+@given(st.lists(st.tuples(st.text(), st.none() | st.lists(st.integers(0, 9)), st.none() | st.binary()), max_size=5))
+def test_packed_rows_come_back_as_they_were(rows: list[tuple[str, list[int] | None, bytes | None]]) -> None:
+    """Values, types and what may be null, of one table or of several in a row."""
+    kinds = {"a": pa.string(), "b": pa.list_(pa.struct([("c", pa.int8())])), "d": pa.large_binary()}
+    schema = pa.schema([pa.field(name, kind, nullable=name != "a") for name, kind in kinds.items()])
+    found = [{"a": a, "b": None if b is None else [{"c": c} for c in b], "d": d} for a, b, d in rows]
+    tables = [pa.Table.from_pylist(found[:2], schema), pa.Table.from_pylist(found[2:], schema)]
+    row = packed(pa.concat_tables(tables))
+    assert len(row) == 1
+    back = unpacked(row)
+    assert back.schema == schema
+    assert back.to_pylist() == found
 
 
 def rows(*numbers: int) -> list[pa.Table]:

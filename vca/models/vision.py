@@ -239,7 +239,8 @@ class DescriptorEncoder:
         values = np.zeros((len(frames), DIM), np.float32)
         existing = np.flatnonzero(mask)
         height, width = frames.shape[1:3]
-        chunk = max(1, 1_000_000 // (height * width))  # bounds the working memory to about 100 MB
+        # Arrays so small that the allocator keeps them: of larger ones each came in fresh pages, a quarter of the time.
+        chunk = max(1, 120_000 // (height * width))
         previous: _Frames | None = None
         for start in range(0, len(existing), chunk):
             indices = existing[start : start + chunk]
@@ -276,17 +277,19 @@ def _describe(frames: ByteArray) -> _Frames:
     """Descriptors of single frames [N, H, W, 3]."""
     n, height, width = frames.shape[:3]
     luma: FloatArray = frames.astype(np.float32) @ LUMA_WEIGHTS  # [N, H, W], 0..1
-    lab_table, hue_table, chroma_table = _colour_tables()
-    codes = (frames >> 3).astype(np.int32) @ np.array([1024, 32, 1], np.int32)  # 15-bit colour, [N, H, W]
-    lab = lab_table[codes]  # [N, H, W, 3]
+    lab_table, hue_table, chroma_table, chroma_bins = _colour_tables()
+    red, green, blue = (frames[..., channel].astype(np.int64) >> 3 for channel in range(3))
+    codes = (red << 10) | (green << 5) | blue  # 15-bit colour, [N, H, W]
+    lab = lab_table.take(codes, axis=0)  # [N, H, W, 3]
     flat = codes.reshape(n, -1)
-    chroma = np.hypot(lab[..., 1], lab[..., 2]).reshape(n, -1)
-    hue = _histogram(hue_table[flat], HUE_BINS, chroma) / (chroma.sum(axis=1, keepdims=True) + 0.02 * height * width)
+    chroma = chroma_table.take(flat)
+    hue = _histogram(hue_table.take(flat), HUE_BINS, chroma)
+    hue /= chroma.sum(axis=1, keepdims=True) + 0.02 * height * width
     colours = np.sqrt(
         np.concatenate(
             [
                 hue,
-                _histogram(chroma_table[flat], CHROMA_BINS) / flat.shape[1],
+                _histogram(chroma_bins.take(flat), CHROMA_BINS) / flat.shape[1],
                 _histogram(np.minimum((luma * LUMA_BINS).astype(np.int64), LUMA_BINS - 1).reshape(n, -1), LUMA_BINS)
                 / flat.shape[1],
             ],
@@ -312,8 +315,9 @@ def _tone(frames: ByteArray, luma: FloatArray) -> FloatArray:
     n = len(frames)
     flat = luma.reshape(n, -1)
     quantiles = np.quantile(flat, [0.05, 0.5, 0.95], axis=1).T  # [N, 3]
-    rgb = frames.reshape(n, -1, 3).astype(np.float32) / 255.0
-    opponent = np.stack([rgb[..., 0] - rgb[..., 1], (rgb[..., 0] + rgb[..., 1]) / 2 - rgb[..., 2]])  # [2, N, P]
+    pixels = frames.reshape(n, -1, 3)
+    red, green, blue = (pixels[..., channel].astype(np.float32) / 255.0 for channel in range(3))
+    opponent = np.stack([red - green, (red + green) / 2 - blue])  # [2, N, P]
     spread = np.sqrt((opponent.std(axis=2) ** 2).sum(axis=0))
     colourfulness = spread + 0.3 * np.sqrt((opponent.mean(axis=2) ** 2).sum(axis=0))
     columns = [flat.mean(axis=1)[:, None], 2.0 * flat.std(axis=1)[:, None], quantiles, colourfulness[:, None]]
@@ -327,7 +331,7 @@ def _texture(luma: FloatArray) -> FloatArray:
     dy = (p[:, 2:, 1:-1] - p[:, :-2, 1:-1]) * 0.5
     magnitude = np.hypot(dx, dy)
     angle = np.arctan2(dy, dx) / np.pi + 1.0  # orientation repeats after 1; bins are centred on 0, 22.5, ... degrees
-    bins = np.floor(angle * ORIENTATION_BINS + 0.5).astype(np.int64) % ORIENTATION_BINS
+    bins = (angle * ORIENTATION_BINS + 0.5).astype(np.uint8) % ORIENTATION_BINS
     quadrant = (np.arange(height) * ORIENTATION_GRID // height)[:, None] * ORIENTATION_GRID + (
         np.arange(width) * ORIENTATION_GRID // width
     )[None]
@@ -337,7 +341,7 @@ def _texture(luma: FloatArray) -> FloatArray:
     floor = 0.004 * height * width / ORIENTATION_GRID**2
     masses = oriented.reshape(n, -1, ORIENTATION_BINS).sum(axis=2, keepdims=True)
     oriented = (oriented.reshape(n, -1, ORIENTATION_BINS) / (masses + floor)).reshape(n, -1)
-    strength = _histogram(np.digitize(magnitude, GRADIENT_EDGES).reshape(n, -1), len(GRADIENT_EDGES) + 1)
+    strength = _histogram(_classes(magnitude, GRADIENT_EDGES).reshape(n, -1), len(GRADIENT_EDGES) + 1)
     laplacian = p[:, 2:, 1:-1] + p[:, :-2, 1:-1] + p[:, 1:-1, 2:] + p[:, 1:-1, :-2] - 4.0 * luma
     sharpness = (np.log10(laplacian.reshape(n, -1).var(axis=1) + 1e-6) + 6.0) / 6.0
     histograms = np.concatenate([oriented, strength / (height * width), _lbp(p)], axis=1)
@@ -367,7 +371,7 @@ def _motion(previous: _Frames | None, part: _Frames, adjacent: BoolArray) -> Flo
     now, before = part.luma[adjacent], before_luma[adjacent]
     difference = np.abs(now - before)
     m = len(difference)
-    change = _histogram(np.digitize(difference, CHANGE_EDGES).reshape(m, -1), len(CHANGE_EDGES) + 1)
+    change = _histogram(_classes(difference, CHANGE_EDGES).reshape(m, -1), len(CHANGE_EDGES) + 1)
     columns = [
         np.sqrt(change / difference[0].size),
         np.minimum(4.0 * _pool(difference, GRID, GRID).reshape(m, -1), 1.0),
@@ -424,6 +428,14 @@ def _pool(values: FloatArray, rows: int, columns: int) -> FloatArray:
     return values
 
 
+def _classes(values: FloatArray, edges: Sequence[float]) -> ByteArray:
+    """How many of the few edges each value reaches: `np.digitize`, at a quarter of its time."""
+    found = np.zeros(values.shape, np.uint8)
+    for edge in np.asarray(edges, np.float64):
+        found += values >= edge
+    return found
+
+
 def _histogram(keys: npt.NDArray[np.integer[Any]], n_bins: int, weights: FloatArray | None = None) -> FloatArray:
     """Row-wise histogram: keys [N, P] in [0, B) and weights [N, P] to [N, B]."""
     n = len(keys)
@@ -434,8 +446,8 @@ def _histogram(keys: npt.NDArray[np.integer[Any]], n_bins: int, weights: FloatAr
 
 
 @cache
-def _colour_tables() -> tuple[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lab / 100, hue bin and chroma bin of all 32^3 quantised sRGB colours (sRGB: IEC 61966-2-1, white D65)."""
+def _colour_tables() -> tuple[FloatArray, npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64]]:
+    """Lab / 100, hue bin, chroma / 100 and chroma bin of 32^3 quantised colours (sRGB: IEC 61966-2-1, white D65)."""
     levels = (np.arange(32) * 8 + 4) / 255.0
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -445,8 +457,9 @@ def _colour_tables() -> tuple[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.
     lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1) / 100.0
     angle = np.arctan2(lab[:, 2], lab[:, 1]) / (2 * np.pi) + 1.0
     hue = np.floor(angle * HUE_BINS + 0.5).astype(np.int64) % HUE_BINS
-    chroma = np.digitize(np.hypot(lab[:, 1], lab[:, 2]), (0.08, 0.25, 0.5))
-    return lab.astype(np.float32), hue, chroma.astype(np.int64)
+    bins = np.digitize(np.hypot(lab[:, 1], lab[:, 2]), (0.08, 0.25, 0.5))
+    single = lab.astype(np.float32)
+    return single, hue, np.hypot(single[:, 1], single[:, 2]), bins.astype(np.int64)
 
 
 @cache

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from vca.core.errors import ConfigError, PublishError
 from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
-from vca.pipelines.read_queue import Dealer, ReadQueue, Take
+from vca.pipelines.read_queue import Dealer, ReadQueue, Take, packed, unpacked
 from vca.pipelines.scoring import ScoreSettings, ScoreStage
 from vca.pipelines.stages import TASKS, EncodeStage, ReadSettings, ReadStage
 from vca.pipelines.watch import Watch, Work
@@ -35,6 +35,15 @@ QUIET = {
 }
 """Set where the user has not: nothing phones home, and the log belongs to the job."""
 
+UNWATCHED = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",
+}
+"""Of a cluster that this process starts, and that ends with it: nobody looks at its metrics and lists of tasks, and no
+driver prints its logs. They cost CPU in every process, all the time.
+"""
 
 _AUTHENTICATION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 """Where one of these is set, the user has decided."""
@@ -97,6 +106,8 @@ def connect(config: RayConfig) -> bool:
                 "or unset the address"
             ) from error
         return True
+    for name, value in UNWATCHED.items():
+        os.environ.setdefault(name, value)
     # Ray listens on every address of the machine and knows no way to stay on loopback. It asks for a token, but its own
     # is a file that other users may be able to read, and the same for every cluster. This one lives as long as the run.
     if not _AUTHENTICATION & os.environ.keys():
@@ -207,7 +218,8 @@ class RemoteWatch:
     def begin(self, work: Work, may_defer: bool) -> bool:
         import ray
 
-        return bool(ray.get(self._actor.begin.remote(work, may_defer)))
+        answer = self._actor.begin.remote(work, may_defer)
+        return not may_defer or bool(ray.get(answer))
 
     def end(self, work: Work, decoded_us: int = 0) -> None:
         self._actor.end.remote(work, decoded_us)
@@ -253,13 +265,27 @@ def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.T
         feed.start()
         dataset = _fed_dataset(feed.dealer, feed.here)
         for stage in stages:
-            dataset = _stage(dataset, stage.kind, list(stage.arguments), stage.size, stage.cpus, stage.gpus)
+            kind = _of_packed(stage.kind)
+            dataset = _stage(dataset, kind, list(stage.arguments), stage.size, stage.cpus, stage.gpus)
         # Without prefetching: what Ray held back until more comes would never come.
-        for rows in _rows(dataset, prefetch_batches=0):
+        for row in _rows(dataset, prefetch_batches=0):
+            rows = unpacked(row)
             yield rows
             feed.fill(returned=len(rows))
     finally:
         feed.close()
+
+
+def _of_packed(kind: Any) -> type:
+    """The stage `kind` over `packed` tables, under the same name, by which its workers are known."""
+
+    class Stage(kind):  # type: ignore[misc]
+        def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+            for rows in super().__call__(unpacked(block)):
+                yield packed(rows)
+
+    Stage.__name__ = Stage.__qualname__ = kind.__name__
+    return Stage
 
 
 class _Feed:
@@ -294,6 +320,9 @@ class _Feed:
         self._closed.set()
         if self._reminder.is_alive():
             self._reminder.join()
+        if self._taken is not None:
+            with suppress(ray.exceptions.RayError):  # Ray says of a call without an answer that it was lost, in red
+                ray.get(self._taken, timeout=REMINDER_S)
         with suppress(ray.exceptions.RayError):
             ray.kill(self.dealer)
 
@@ -319,8 +348,9 @@ class _Feed:
         self._rows_out -= returned
         before = len(self._tasks)
         while (taken := self._take(self._rows_out)) is not None:
-            task, n_rows = taken
-            self._tasks.append(pa.Table.from_pylist([{name: task[name] for name in self._schema.names}], self._schema))
+            rows, n_rows = taken
+            task = [{name: row[name] for name in self._schema.names} for row in rows]
+            self._tasks.append(packed(pa.Table.from_pylist(task, self._schema)))
             self._rows_out += n_rows
         if len(self._tasks) == before and self._rows_out:
             return
@@ -336,7 +366,8 @@ def _fed_dataset(dealer: Any, here: Any) -> Any:
     """The tasks that a dealer hands out, one block each."""
     import ray
 
-    # Block by block as they come: Ray would collect rows until they fill one, and the next stage would wait.
+    # Block by block as they come: Ray would collect rows until they fill one, and the next stage would wait. It cuts
+    # blocks of several rows for that, hence `packed`.
     _configure(in_order=False, block_bytes=1)
     dataset: Any = ray.data.from_items([0], override_num_blocks=1)
     with warnings.catch_warnings():

@@ -7,29 +7,35 @@ are handed in while it runs, so that no worker waits for the last video to be op
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-Take = Callable[[int], tuple[dict[str, Any], int] | None]
-"""What hands out tasks: asked with the number of rows that are to come back, answers with a task and the rows that it
-will add; None if there is no room, or nothing is known, now or any more.
+Take = Callable[[int], tuple[list[dict[str, Any]], int] | None]
+"""What hands out tasks: asked with the number of rows that are to come back, answers with a task, which is one row or
+several, and the rows that it will add; None if there is no room, or nothing is known, now or any more.
 """
 
 _WHOLE = {"media": None, "segment_index": None, "n_together": 1}
 """A task that looks at a video, and reads it if it is one segment."""
 
 TOGETHER = 5
-"""Segments of a long video that one task reads at most: opening it and finding the place cost little then, and a run
-that must end soon, or has lost a worker, waits minutes of video and no more."""
+"""Segments of a long video, or small videos, that one task reads at most: opening a video and finding the place, or
+what Ray does for a task, cost little then, and a run that must end soon, or has lost a worker, waits minutes of video
+and no more."""
+
+TOGETHER_BYTES = 8 << 20
+"""Videos are small as long as those of one task come to this: how long they are is not known before they are opened,
+and the pictures of all are in memory at once."""
 
 
 class ReadQueue:
     """Tasks in the order in which they are begun: `take` hands them out, `heard` puts in what was found on the way.
 
     Known segments come first, so that a video that was begun is soon done. When few of them wait, every other task
-    opens a video, so that no worker runs dry until its segments are known. Neighbouring segments are one task, the
-    fewer the nearer the end is, so that all readers end together.
+    opens videos, so that no worker runs dry until their segments are known. Neighbouring segments are one task, and so
+    are small videos, the fewer the nearer the end is, so that all readers end together.
     """
 
     def __init__(self, videos: Iterable[dict[str, Any]], readers: int, encoders: int) -> None:
@@ -38,36 +44,45 @@ class ReadQueue:
         self._opening = set[str]()
         self._open_next = True
 
-    def take(self, rows_out: int) -> tuple[dict[str, Any], int] | None:
+    def take(self, rows_out: int) -> tuple[list[dict[str, Any]], int] | None:
         """The next task and how many rows come of it (see `Take`).
 
         There is room while each reader has less than three tasks, one of them in work, and each encoder three rows.
         """
-        together = max(1, min(TOGETHER, (len(self._segments) + len(self._videos)) // (4 * self._readers)))
         few = len(self._segments) + len(self._opening) < 3 * (self._readers + self._encoders)
         opens = bool(self._videos) and (not self._segments or (few and self._open_next))
-        if opens:
-            together = 1
-        elif not self._segments:
-            return None
-        if rows_out >= 3 * (self._readers * together + self._encoders):
+        at_most = max(1, min(TOGETHER, (len(self._segments) + len(self._videos)) // (4 * self._readers)))
+        n = self._n_small(at_most) if opens else self._n_neighbours(at_most)
+        if n == 0 or rows_out >= 3 * (self._readers * n + self._encoders):
             return None
         self._open_next = not opens
         if opens:
-            video = self._videos.popleft()
-            self._opening.add(video["video_id"])
-            return video | _WHOLE, 1
-        task = self._segments.popleft() | {"n_together": 1}
-        while self._segments and task["n_together"] < together:
-            following = self._segments[0]
-            if (following["video_id"], following["segment_index"]) != (
-                task["video_id"],
-                task["segment_index"] + task["n_together"],
-            ):
+            videos = [self._videos.popleft() for _ in range(n)]
+            self._opening.update(video["video_id"] for video in videos)
+            return [video | _WHOLE for video in videos], n
+        segments = [self._segments.popleft() for _ in range(n)]
+        return [segments[0] | {"n_together": n}], n
+
+    def _n_small(self, at_most: int) -> int:
+        """How many of the next videos are one task: at least one."""
+        n, size_bytes = 0, 0
+        for video in islice(self._videos, at_most):
+            size_bytes += video["size_bytes"]
+            if n > 0 and size_bytes > TOGETHER_BYTES:
                 break
-            self._segments.popleft()
-            task["n_together"] += 1
-        return task, task["n_together"]
+            n += 1
+        return n
+
+    def _n_neighbours(self, at_most: int) -> int:
+        """How many of the next segments are of one video and follow each other."""
+        n = 0
+        for segment in islice(self._segments, at_most):
+            if n == 0:
+                first = segment
+            elif (segment["video_id"], segment["segment_index"]) != (first["video_id"], first["segment_index"] + n):
+                break
+            n += 1
+        return n
 
     def heard(self, video_id: str, segments: Iterable[dict[str, Any]] = ()) -> None:
         """A row of this video came back; if it was the first look at it, `segments` are the tasks that follow, one for
@@ -84,8 +99,23 @@ class ReadQueue:
         return left
 
 
+def packed(rows: pa.Table) -> pa.Table:
+    """`rows` as one row of lists, which stays whole where a graph cuts blocks into rows. One chunk is not copied."""
+    offsets = pa.array([0, len(rows)], pa.int64())
+    kinds = [pa.large_list(field) for field in rows.schema]
+    chunks = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in rows.columns]
+    cells = [pa.LargeListArray.from_arrays(offsets, c, kind) for c, kind in zip(chunks, kinds, strict=True)]
+    return pa.Table.from_arrays(cells, names=rows.column_names)
+
+
+def unpacked(row: pa.Table) -> pa.Table:
+    """The rows that `packed` took, without a copy."""
+    fields = [field.type.value_field.with_name(field.name) for field in row.schema]
+    return pa.Table.from_arrays([column.chunk(0).flatten() for column in row.columns], schema=pa.schema(fields))
+
+
 class Dealer:
-    """Rows on their way into a running graph, numbered in the order in which they enter it.
+    """Tasks on their way into a running graph, numbered in the order in which they enter it.
 
     The driver puts, a task inside the graph takes. Either end may be started again, and this object too: what was put
     is put again until it was taken, and what was taken is not kept.

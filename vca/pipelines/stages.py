@@ -46,7 +46,7 @@ TASKS = pa.schema(
         pa.field("attempts", pa.int32()),
     ]
 )
-"""What to read: a video not probed yet (`media` null), or `n_together` segments of a probed one, from `segment_index`
+"""What to read: videos not probed yet (`media` null), or `n_together` segments of a probed one, from `segment_index`
 on. Each of them goes on where the one before ended."""
 
 _OUTCOME = [
@@ -92,7 +92,7 @@ class ReadSettings:
 
 class ReadStage:
     """Reads one task at a time in its own decoding child. A short video is probed and read in one opening, segments of
-    a long one that are read together in another.
+    a long one that are read together in another. Videos of one task are one table, segments one each.
     """
 
     def __init__(self, settings: ReadSettings, watch: Told) -> None:
@@ -104,12 +104,18 @@ class ReadStage:
         self._confinement = self._decoder.confinement().text  # a node that cannot give it must not take the first task
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
+        # A task that is done again must give as many tables as before, whatever has become of its videos: Ray only
+        # counts them.
+        whole: list[pa.Table] = []
         for task in tasks.to_pylist():
-            opened = _Opened(self._archive, task, self._settings.decode.stage_limit_mb << 20)
-            with opened:
-                for i in range(task["n_together"] or 1):
-                    index = None if task["segment_index"] is None else task["segment_index"] + i
-                    yield self._one(task | {"segment_index": index}, opened)
+            with _Opened(self._archive, task, self._settings.decode.stage_limit_mb << 20) as opened:
+                if task["segment_index"] is None:
+                    whole.append(self._one(task, opened))
+                    continue
+                for i in range(task["n_together"]):
+                    yield self._one(task | {"segment_index": task["segment_index"] + i}, opened)
+        if whole:
+            yield pa.concat_tables(whole)
 
     def _one(self, task: dict[str, Any], opened: "_Opened") -> pa.Table:
         started = time.monotonic()
@@ -261,7 +267,7 @@ def _bytes_cell(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 class EncodeStage:
-    """Turns decoded segments into rows of the feature store. Rows without arrays pass through."""
+    """Turns decoded segments into rows of the feature store, one table for each. Rows without arrays pass through."""
 
     def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float, watch: Told) -> None:
         if gpus == 0:
@@ -270,6 +276,7 @@ class EncodeStage:
         self._encoder = SegmentEncoder(encoders, step_us)
 
     def __call__(self, segments: pa.Table) -> Iterator[pa.Table]:
+        rows: list[pa.Table] = []
         for position in range(len(segments)):
             segment = segments.slice(position, 1)
             where = segment.select(["key", "segment_index"]).to_pylist()[0]
@@ -281,7 +288,8 @@ class EncodeStage:
                 raise RuntimeError(f"{where['key']} segment {where['segment_index']}: {error!r}") from error
             finally:
                 self._watch.end(work)
-            yield row
+            rows.append(row)
+        yield pa.concat_tables(rows)
 
     def _encode(self, segment: pa.Table) -> pa.Table:
         started = time.monotonic()
