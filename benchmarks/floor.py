@@ -31,11 +31,11 @@ STEP_US, SEGMENT_S = 500_000, 60
 
 
 def measure(settings: Settings) -> list[Report]:
-    """Clips of 720p and 360p, and long videos."""
+    """Clips of 720p and 360p, and long videos: in the smaller archives enough that the larger start no more workers."""
     small = settings.small
     reports = []
     for look, n_few, n_many, seconds in (
-        ((videos.TINY, 2, 4, 4),) if small else ((videos.P720, 20, 140, 12), (videos.P360, 20, 260, 12))
+        ((videos.TINY, 2, 4, 4),) if small else ((videos.P720, 136, 256, 12), (videos.P360, 136, 376, 12))
     ):
         folder = settings.folder(f"clips-{look}")
         few = videos.archive(folder / "few", look, n_few, seconds)

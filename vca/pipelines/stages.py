@@ -5,6 +5,7 @@ decoded segment is copied once into shared memory and never pickled.
 Shape letters: S steps, K frames a step, H W picture, M frames to read text from.
 """
 
+import ctypes
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -77,6 +78,9 @@ READ = pa.schema([*_NULLABLE, *_OUTCOME, *_ARRAYS])
 ENCODED = pa.schema([*(pa.field(f.name, f.type) for f in FEATURES), *_OUTCOME, *_ENCODED_ONLY])
 
 SIDECAR_LIMIT_BYTES = 8 << 20
+
+KEPT_BYTES, LARGE_BYTES = 128 << 20, 32 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +276,7 @@ class EncodeStage:
     def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float, watch: Told) -> None:
         if gpus == 0:
             hide_gpus()
+        keep_freed_memory()
         self._watch = watch
         self._encoder = SegmentEncoder(encoders, step_us)
 
@@ -316,6 +321,18 @@ class EncodeStage:
         kept = kept.append_column("vision_dim", pa.array([self._encoder.vision_dim], pa.int32()))
         kept = kept.append_column("audio_dim", pa.array([self._encoder.audio_dim], pa.int32()))
         return kept.select(ENCODED.names).cast(ENCODED)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep up to `KEPT_BYTES` that this process has freed, in place of giving them back.
+
+    Every segment needs the same arrays again. Ray runs a stage in a thread, whose memory glibc gives back at once, and
+    fresh pages were a quarter of what encoding took. Other C libraries have no such knob and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, n_bytes in ((_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_MMAP_THRESHOLD, LARGE_BYTES)):
+            mallopt(parameter, n_bytes)
 
 
 def _array(row: pa.Table, name: str, dtype: Any, shape_name: str | None = None) -> npt.NDArray[Any] | None:
