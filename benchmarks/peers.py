@@ -154,6 +154,9 @@ def _data_juicer(python: str, archive: Path, n_frames: int, n_processes: int, wo
 
 def _object_store_mb() -> float:
     """All that was ever put into the store of this node. Ray tells it through a private function only."""
+    import ray
     from ray._private.internal_api import node_stats
 
-    return float(node_stats().store_stats.cumulative_created_bytes) / 1e6
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return float(stats.store_stats.cumulative_created_bytes) / 1e6
