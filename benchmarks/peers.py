@@ -91,7 +91,9 @@ def measure(settings: Settings) -> list[Report]:
         dataset = ray.data.read_videos(
             str(archive), include_paths=True, fps=1_000_000 // STEP_US, resize=(height, width)
         )
-        dataset = dataset.map_batches(Encode, batch_size=24, compute=ray.data.ActorPoolStrategy(size=n_cores))
+        # As with ours, readers and encoders share the cores: encoders that held all of them would leave no reader any.
+        pool = ray.data.ActorPoolStrategy(size=n_cores)
+        dataset = dataset.map_batches(Encode, batch_size=24, compute=pool, num_cpus=0)
         dataset.write_parquet(str(out))
 
     sides: dict[str, Callable[[], float]] = {

@@ -48,6 +48,8 @@ def decode_spans(
     if scores.shape[0] == 0:
         return []
     assert bool(np.isfinite(scores).all()), "scores must be finite"
+    if not bool((scores >= threshold).any()):  # a running median is never above all values; most labels end here
+        return []
     smooth = median_filter(scores, _window(steps, config.smooth_ms * 1000))
     groups = _hysteresis(smooth, steps, threshold, config.low_ratio * threshold)
     merged: list[list[int]] = []
