@@ -26,6 +26,7 @@ from vca.pipelines.scoring import ScoreSettings, ScoreStage
 from vca.pipelines.stages import TASKS, EncodeStage, ReadSettings, ReadStage
 from vca.pipelines.watch import Watch, Work
 from vca.pipelines.window_set import WindowSettings, WindowStage
+from vca.pipelines.workers import of_packed, that_ends
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -266,7 +267,7 @@ def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.T
         feed.start()
         dataset = _fed_dataset(feed.dealer, feed.here)
         for stage in stages:
-            kind = _of_packed(stage.kind)
+            kind = of_packed(stage.kind)
             dataset = _stage(dataset, kind, list(stage.arguments), stage.size, stage.cpus, stage.gpus)
         # Without prefetching: what Ray held back until more comes would never come.
         for row in _rows(dataset, prefetch_batches=0):
@@ -275,18 +276,6 @@ def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.T
             feed.fill(returned=len(rows))
     finally:
         feed.close()
-
-
-def _of_packed(kind: Any) -> type:
-    """The stage `kind` over `packed` tables, under the same name, by which its workers are known."""
-
-    class Stage(kind):  # type: ignore[misc]
-        def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-            for rows in super().__call__(unpacked(block)):
-                yield packed(rows)
-
-    Stage.__name__ = Stage.__qualname__ = kind.__name__
-    return Stage
 
 
 class _Feed:
@@ -439,7 +428,7 @@ def _stage(dataset: Any, stage: type, arguments: list[Any], size: int, cpus: flo
         # The only way to bound retries in Ray 2.60; it says that the arguments will move in 2.64.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         return dataset.map_batches(
-            stage,
+            that_ends(stage),
             fn_constructor_args=arguments,
             batch_size=None,
             batch_format="pyarrow",
