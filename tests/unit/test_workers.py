@@ -12,7 +12,7 @@ class Stage:
         print(word, end="")
 
 libc = ctypes.CDLL(None)
-libc.atexit(libc.pause)
+libc.__cxa_atexit(libc.pause, None, None)
 that_ends(Stage)("made")
 sys.exit(0)
 """
