@@ -271,7 +271,7 @@ def _bytes_cell(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 class EncodeStage:
-    """Turns decoded segments into rows of the feature store, one table for each. Rows without arrays pass through."""
+    """Turns decoded segments into rows of the feature store, a table into a table. Rows without arrays pass through."""
 
     def __init__(self, encoders: EncodersConfig, step_us: int, gpus: float, watch: Told) -> None:
         if gpus == 0:
