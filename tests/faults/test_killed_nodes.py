@@ -28,10 +28,15 @@ def nodes() -> Iterator[Nodes]:
         yield running
 
 
-@pytest.mark.parametrize("stage", ["ReadStage", pytest.param("PredictStage", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "stage",
+    ["ReadAndEncodeStage", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("ReadStage", "PredictStage"))],
+)
 def test_a_dead_node_costs_nothing(first: Job, nodes: Nodes, tmp_path: Path, stage: str) -> None:
     """Killed with its raylet, workers, decoders and object store, while it reads or while it tags."""
-    workers = [f"resources.{who}=2" for who in ("readers", "encoders", "predictors")]
+    workers = [f"resources.{who}=2" for who in ("readers", "predictors")]
+    if stage == "ReadStage":  # with encoders of their own
+        workers.append("resources.encoders=2")
     settings = (*nights.SETTINGS, *workers, f"ray.address={nodes.address}")
     job = Job(first.archive, str(tmp_path / "out"), settings)
 

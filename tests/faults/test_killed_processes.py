@@ -53,8 +53,17 @@ def test_a_killed_decoder_costs_its_video_one_night(job: Job, undisturbed: Job) 
     assert_mended(job, undisturbed, "killed decoder", apart_from=("attempts",))
 
 
+STAGES = {
+    "ReadAndEncodeStage": (),
+    "ReadStage": ("resources.encoders=2",),
+    "EncodeStage": ("resources.encoders=2",),
+    "PredictStage": (),
+}
+"""What has them in a run."""
+
+
 @pytest.mark.parametrize(
-    "stage", ["ReadStage", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("EncodeStage", "PredictStage"))]
+    "stage", ["ReadAndEncodeStage", *(pytest.param(stage, marks=pytest.mark.long) for stage in list(STAGES)[1:])]
 )
 def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -> None:
     """Ray starts another one and hands it the same work: every video is tagged in the same run, once."""
@@ -67,7 +76,7 @@ def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -
             child = wait_for(DecoderAtWork(pid, Path(job.archive) / TARGET).caught, f"a decoder that reads {TARGET}")
             reader = child.parent()
             assert reader is not None
-            worker = reader if stage == "ReadStage" else titled(pid, stage)[0]
+            worker = titled(pid, stage)[0] if stage == "EncodeStage" else reader
         struck.append(worker.cmdline()[0])
         worker.kill()
         if stage == "EncodeStage":
@@ -75,7 +84,7 @@ def test_a_killed_worker_costs_nothing(job: Job, undisturbed: Job, stage: str) -
 
     struck: list[str] = []
     with meanwhile(kill_worker):
-        assert job.tag() == run.EXIT_OK, job.text
+        assert job.tag(*STAGES[stage]) == run.EXIT_OK, job.text
     assert stage in struck[0]
     TALLY.injected["killed worker"] += 1
     assert_mended(job, undisturbed, "killed worker")

@@ -10,7 +10,7 @@ LIMIT_BYTES = 6 << 30
 
 
 def test_the_whole_job_fits_into_six_gigabytes(media_tagged: MediaRun, figures: Figures) -> None:
-    """Driver, Ray, two readers with their children and two encoders together, at the worst moment."""
+    """Driver, Ray, two workers with their decoding children together, at the worst moment."""
     sizes = media_tagged.peak.by_name or {}
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:8]
     lines = [f"  {size / 2**20:6.0f} MiB  {name}" for name, size in largest]

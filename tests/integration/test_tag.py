@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import LIGHT, Job
+from tests.support import nights
+from tests.support.nights import make_archive
+from tests.support.runs import LIGHT, Job, stable_rows
+from vca.core.schemas import TABLES
 from vca.media.demo import demo_truth
 from vca.pipelines import cluster, run
 from vca.tables.query import query
@@ -101,6 +104,21 @@ def test_a_long_video_is_cut_into_segments_that_join(tagged: Job) -> None:
     for row in rows:
         assert row["first"] == 0.0
         assert row["total"] == pytest.approx(row["last"], abs=1e-6), row
+
+
+def test_encoders_of_their_own_find_the_same(demo_archive: Path, tmp_path: Path) -> None:
+    """As where GPUs encode: pictures go from worker to worker, and the tables are those of readers that encode."""
+    archive = make_archive(demo_archive, tmp_path / "archive", nights.SECOND)
+    jobs = [
+        Job(str(archive), str(tmp_path / name), (*LIGHT, "sampling.segment_s=10", *more))
+        for name, more in (("together", ()), ("apart", ("resources.encoders=1",)))
+    ]
+    for job in jobs:
+        assert job.tag() == run.EXIT_OK, job.text
+    for table in set(TABLES) - {"runs"}:
+        together, apart = (stable_rows(job.reader(), table) for job in jobs)
+        assert apart.equals(together), table
+    assert jobs[0].query("SELECT count(*) AS n FROM step_scores")[0]["n"] > 0
 
 
 def test_second_run_decodes_nothing(tagged: Job) -> None:

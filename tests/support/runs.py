@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIGHT_ENCODERS = ("encoders.ocr.kind=none", "encoders.speech.vad=none")
 """Load in no time. What OCR and speech find is tested elsewhere."""
 
-ONE_WORKER = ("resources.readers=1", "resources.encoders=1", "resources.predictors=1")
+ONE_WORKER = ("resources.readers=1", "resources.predictors=1")
 """Of each kind: for a handful of short videos, starting workers is most of the work."""
 
 LIGHT = (*LIGHT_ENCODERS, *ONE_WORKER)

@@ -23,7 +23,7 @@ from vca.pipelines.config import RayConfig, ResourcesConfig
 from vca.pipelines.predict import PredictSettings, PredictStage
 from vca.pipelines.read_queue import Dealer, ReadQueue, Take, packed, unpacked
 from vca.pipelines.scoring import ScoreSettings, ScoreStage
-from vca.pipelines.stages import TASKS, EncodeStage, ReadSettings, ReadStage
+from vca.pipelines.stages import TASKS, EncodeStage, ReadAndEncodeStage, ReadSettings, ReadStage
 from vca.pipelines.watch import Watch, Work
 from vca.pipelines.window_set import WindowSettings, WindowStage
 from vca.pipelines.workers import of_packed, that_ends
@@ -68,7 +68,7 @@ class Slots:
 
     readers: int
     reader_cpus: float
-    encoders: int
+    encoders: int  # 0: the readers encode
     encoder_cpus: float
     encoder_gpus: float
     predictors: int
@@ -165,8 +165,8 @@ def head_address() -> str:
 def work_out_slots(config: ResourcesConfig) -> Slots:
     """Fill in what the configuration leaves open, and refuse what the cluster does not have.
 
-    Decoding, not encoding, is the larger part of the work, and the kernel balances the two better than fixed whole
-    CPUs would: without GPUs each CPU gets one reader and one encoder, which share it.
+    Without GPUs each CPU gets one worker that reads and encodes. Where encoders are asked for, a reader and
+    an encoder share a CPU: the kernel balances the two better than whole CPUs for each would.
     """
     import ray
 
@@ -181,17 +181,18 @@ def work_out_slots(config: ResourcesConfig) -> Slots:
     if cpus == 0 and not config.autoscaling:
         raise ConfigError("ray.address: the cluster has no CPUs for tasks; add a worker node")
     on_gpu = config.encoder_gpus > 0
-    encoders = config.encoders or (max(1, int(gpus / config.encoder_gpus)) if on_gpu else max(1, cpus))
+    encoders = config.encoders or (max(1, int(gpus / config.encoder_gpus)) if on_gpu else 0)
     readers = config.readers or max(1, cpus)
     predictor_on_gpu = config.predictor_gpus > 0
     predictors = config.predictors or max(1, int(gpus / config.predictor_gpus) if predictor_on_gpu else cpus)
-    share = 0.45 if not on_gpu else 0.8  # the rest is room for Ray's own small tasks
+    # The rest is room for Ray's own small tasks.
+    reader_share, encoder_share = (0.8, 0.1) if on_gpu else (0.45, 0.45) if encoders else (0.9, 0.0)
     scale = min(1.0, cpus / max(readers, encoders, 1)) if cpus else 1.0
     return Slots(
         readers=readers,
-        reader_cpus=round(share * scale, 3),
+        reader_cpus=round(reader_share * scale, 3),
         encoders=encoders,
-        encoder_cpus=round((0.45 if not on_gpu else 0.1) * scale, 3),
+        encoder_cpus=round(encoder_share * scale, 3),
         encoder_gpus=config.encoder_gpus,
         predictors=predictors,
         predictor_cpus=round(min(0.9, 0.9 * cpus / predictors) if cpus else 0.9, 3),
@@ -250,10 +251,15 @@ def read_and_encode(
     """Stream the tasks of `queue` through decoding and encoding; yields `stages.ENCODED` rows as they are done. Between
     two of them the caller tells the queue what it learned.
     """
-    arguments = [encoders, settings.plan.step_us, slots.encoder_gpus, watch]
-    reading = Stage(ReadStage, [settings, watch], slots.readers, slots.reader_cpus)
-    encoding = Stage(EncodeStage, arguments, slots.encoders, slots.encoder_cpus, slots.encoder_gpus)
-    yield from fed(queue.take, TASKS, [reading, encoding])
+    if slots.encoders == 0:
+        stages = [Stage(ReadAndEncodeStage, [settings, encoders, watch], slots.readers, slots.reader_cpus)]
+    else:
+        arguments = [encoders, settings.plan.step_us, slots.encoder_gpus, watch]
+        stages = [
+            Stage(ReadStage, [settings, watch], slots.readers, slots.reader_cpus),
+            Stage(EncodeStage, arguments, slots.encoders, slots.encoder_cpus, slots.encoder_gpus),
+        ]
+    yield from fed(queue.take, TASKS, stages)
 
 
 def fed(take: Take, schema: pa.Schema, stages: Sequence[Stage]) -> Iterator[pa.Table]:

@@ -82,7 +82,8 @@ class ResourcesConfig(Config):
     readers: int | None = Field(None, ge=1)
     """Decoding slots, each with its own child process."""
     encoders: int | None = Field(None, ge=1)
-    """Encoder processes; each holds the models of `encoders`."""
+    """Encoder processes; each holds the models of `encoders`. Null with GPUs: as many as these have room for; without:
+    none, every reader encodes what it reads. With models too large for that, ask for a few encoders."""
     encoder_gpus: float = Field(0.0, ge=0.0)
     """GPUs for each encoder."""
     predictors: int | None = Field(None, ge=1)
@@ -90,12 +91,16 @@ class ResourcesConfig(Config):
     predictor_gpus: float = Field(0.0, ge=0.0)
     """GPUs for each predictor."""
     autoscaling: bool = False
-    """Resources the cluster does not have yet may be started for this run; needs `readers` and `encoders`."""
+    """Resources the cluster does not have yet may be started for this run; needs `readers` and `predictors`, and with
+    GPUs `encoders`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.autoscaling and None in (self.readers, self.encoders, self.predictors):
-            raise ValueError("autoscaling needs readers, encoders and predictors: they cannot be worked out")
+        needed = {"readers": self.readers, "predictors": self.predictors}
+        if self.encoder_gpus > 0:
+            needed["encoders"] = self.encoders
+        if self.autoscaling and None in needed.values():
+            raise ValueError(f"autoscaling needs {', '.join(needed)}: they cannot be worked out")
         return self
 
 

@@ -8,6 +8,7 @@ Shape letters: S steps, K frames a step, H W picture, M frames to read text from
 import ctypes
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -96,7 +97,7 @@ class ReadSettings:
 
 class ReadStage:
     """Reads one task at a time in its own decoding child. A short video is probed and read in one opening, segments of
-    a long one that are read together in another. Videos of one task are one table, segments one each.
+    a long one that are read together in another.
     """
 
     def __init__(self, settings: ReadSettings, watch: Told) -> None:
@@ -108,18 +109,17 @@ class ReadStage:
         self._confinement = self._decoder.confinement().text  # a node that cannot give it must not take the first task
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
-        # A task that is done again must give as many tables as before, whatever has become of its videos: Ray only
-        # counts them.
-        whole: list[pa.Table] = []
+        yield from _as_tables(tasks, self.rows(tasks))
+
+    def rows(self, tasks: pa.Table) -> Iterator[pa.Table]:
+        """What comes of a task, one row a table."""
         for task in tasks.to_pylist():
             with _Opened(self._archive, task, self._settings.decode.stage_limit_mb << 20) as opened:
                 if task["segment_index"] is None:
-                    whole.append(self._one(task, opened))
+                    yield self._one(task, opened)
                     continue
                 for i in range(task["n_together"]):
                     yield self._one(task | {"segment_index": task["segment_index"] + i}, opened)
-        if whole:
-            yield pa.concat_tables(whole)
 
     def _one(self, task: dict[str, Any], opened: "_Opened") -> pa.Table:
         started = time.monotonic()
@@ -199,6 +199,18 @@ class ReadStage:
                 if span.start_us <= piece.start_us < span.end_us
             ]
         return pieces, notes
+
+
+def _as_tables(tasks: pa.Table, rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """`rows` of one task as the tables that it gives: segments one each, videos one together.
+
+    A task that is done again must give as many tables as before, whatever has become of its videos: Ray only counts
+    them.
+    """
+    if tasks.column("segment_index")[0].is_valid:
+        yield from rows
+    else:
+        yield pa.concat_tables(rows)
 
 
 class _Opened:
@@ -281,20 +293,19 @@ class EncodeStage:
         self._encoder = SegmentEncoder(encoders, step_us)
 
     def __call__(self, segments: pa.Table) -> Iterator[pa.Table]:
-        rows: list[pa.Table] = []
-        for position in range(len(segments)):
-            segment = segments.slice(position, 1)
-            where = segment.select(["key", "segment_index"]).to_pylist()[0]
-            work = work_here("encode", where["key"], where["segment_index"])
-            self._watch.begin(work, may_defer=False)
-            try:
-                row = self._encode(segment)
-            except Exception as error:
-                raise RuntimeError(f"{where['key']} segment {where['segment_index']}: {error!r}") from error
-            finally:
-                self._watch.end(work)
-            rows.append(row)
-        yield pa.concat_tables(rows)
+        yield pa.concat_tables(self.row(segments.slice(i, 1)) for i in range(len(segments)))
+
+    def row(self, segment: pa.Table) -> pa.Table:
+        """One row of `READ` as one of `ENCODED`."""
+        where = segment.select(["key", "segment_index"]).to_pylist()[0]
+        work = work_here("encode", where["key"], where["segment_index"])
+        self._watch.begin(work, may_defer=False)
+        try:
+            return self._encode(segment)
+        except Exception as error:
+            raise RuntimeError(f"{where['key']} segment {where['segment_index']}: {error!r}") from error
+        finally:
+            self._watch.end(work)
 
     def _encode(self, segment: pa.Table) -> pa.Table:
         started = time.monotonic()
@@ -321,6 +332,26 @@ class EncodeStage:
         kept = kept.append_column("vision_dim", pa.array([self._encoder.vision_dim], pa.int32()))
         kept = kept.append_column("audio_dim", pa.array([self._encoder.audio_dim], pa.int32()))
         return kept.select(ENCODED.names).cast(ENCODED)
+
+
+class ReadAndEncodeStage:
+    """Both in one worker, so that decoded pictures never leave it; for encoders without a GPU, which nothing has to
+    keep busy. The next piece of a task is read while one is encoded: with storage far away, reading is mostly waiting.
+    """
+
+    def __init__(self, settings: ReadSettings, encoders: EncodersConfig, watch: Told) -> None:
+        self._reading = ReadStage(settings, watch)
+        self._encoding = EncodeStage(encoders, settings.plan.step_us, 0.0, watch)
+        self._reader = ThreadPoolExecutor(1)  # lives as long as the stage: a decoder ends with its thread
+
+    def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
+        yield from _as_tables(tasks, map(self._encoding.row, self._ahead(self._reading.rows(tasks))))
+
+    def _ahead(self, rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        coming = self._reader.submit(next, rows, None)
+        while (row := coming.result()) is not None:
+            coming = self._reader.submit(next, rows, None)
+            yield row
 
 
 def keep_freed_memory() -> None:
