@@ -120,6 +120,13 @@ def test_noise_in_sound(demo_archive: Path) -> None:
     assert both_ways(file, 30_000_000, PLAN) == 1
 
 
+def test_sound_that_begins_before_it_is_heard(demo_archive: Path) -> None:
+    """A new decoder of Opus leaves out its first milliseconds, and the rest is in its place all the same."""
+    file = File(demo_archive / "kitchen/onion-soup.webm")
+    for length_us in (1_000_000, 3_000_000):
+        assert both_ways(file, length_us, PLAN) <= 2
+
+
 def test_slow_pictures_and_long_silences(tmp_path: Path) -> None:
     """A picture that stays for several segments, and sound that ends long before."""
     path = make_clip(tmp_path / "v.mkv", 9, times_ms=[0, 40, 4000, 4040, 6000, 6040, 15_000, 15_040, 18_000])

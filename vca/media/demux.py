@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain
 from typing import Any, Literal
 
@@ -119,6 +120,7 @@ class SegmentPass:
         self._last_us: int | None = None
         self._period_us = self._nominal_period_us()
         self._first_audio = True
+        self._opus_begins = False  # its decoder was made by us and has given nothing yet
         self._goes_on = False
         self._dropped = False
         self._shown: deque[tuple[av.VideoFrame, int, int]] = deque(maxlen=3)
@@ -154,6 +156,7 @@ class SegmentPass:
         self._first_dts, self._dts_shift = before.dts
         if not self._audio_done:
             self._sound_decoder = _renewed(self._media.audio)
+            self._opus_begins = self._sound_decoder.name == "opus"
         if before.pictures:
             self.n_video_packets, self.video_start_us = len(before.pictures), before.pictures[0][1]
         for frame, time_us, duration_us in before.pictures:
@@ -315,7 +318,11 @@ class SegmentPass:
             return
         for frame in frames:
             # the stream's time base: frames that come out at the flush carry none
-            time_us = None if frame.pts is None else self._media.to_clock(frame.pts, self._media.audio.index)
+            pts = frame.pts
+            if self._opus_begins and pts is not None and packet is not None:
+                pts += _opus_cut_ticks(packet, frame)
+            self._opus_begins = False
+            time_us = None if pts is None else self._media.to_clock(pts, self._media.audio.index)
             try:
                 self._to.sound.feed(frame, time_us)
             except MemoryError:
@@ -487,3 +494,17 @@ def _renewed(stream: AudioStream | None) -> AudioCodecContext:
     new.extradata = old.extradata
     new.thread_count = 1
     return new
+
+
+def _opus_cut_ticks(packet: "av.Packet[Any]", frame: av.AudioFrame) -> int:
+    """How much of its first packet a new decoder of Opus left out at the start of `frame`, in ticks.
+
+    FFmpeg adds that to the time of the frame only if the decoder knows the time base of its packets, which PyAV tells
+    the decoders of a container alone. Packets hold a multiple of 2.5 ms (RFC 6716, section 2.1.4).
+    """
+    if packet.time_base is None or not packet.duration:
+        return 0
+    unit = frame.sample_rate // 400
+    whole = round(packet.duration * packet.time_base * frame.sample_rate / unit) * unit
+    cut_s = Fraction(max(0, whole - frame.samples), frame.sample_rate)
+    return int(cut_s / packet.time_base + Fraction(1, 2))  # as FFmpeg rounds
