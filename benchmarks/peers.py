@@ -1,9 +1,9 @@
 """The job against other ways to the same features: Ray Data's own video reader, Daft and Data-Juicer where they are.
 
 All sample two pictures a second, scale them to one short side and give them to the same encoder of pictures; no sound,
-no text. Data-Juicer only samples: its pictures are JPEG at full size, and no encoder sees them. Ray is up before the
-clock starts, and what Data-Juicer imports is imported; workers are not up: a peer that starts none is not charged for
-ours.
+no text. Data-Juicer only samples: its pictures are JPEG at full size, and no encoder sees them. So it is compared with
+reading alone, by as many decoders as it has processes. Ray is up before the clock starts, and what Data-Juicer imports
+is imported; workers and decoders are not up: a peer that starts none is not charged for ours.
 
 Daft is found if it is installed. Data-Juicer, which wants an old PyAV, is found in an environment of its own, whose
 Python the variable `DATA_JUICER_PYTHON` names. It needs more than it asks for: `pip install py-data-juicer aiohttp ray
@@ -16,14 +16,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from benchmarks import jobs, videos
 from benchmarks.harness import Figure, Report, Settings, in_turn, ratio, timed
+from vca.core.timeline import Span
+from vca.media.decode_config import DecodeConfig
+from vca.media.isolation import DecoderProcess, LocalSource
+from vca.media.read import ReadPlan
 from vca.models.vision import FRAME_SIZE, VisionConfig, build_vision
 
 STEP_US = 500_000
@@ -115,13 +122,18 @@ def measure(settings: Settings) -> list[Report]:
     python = os.environ.get("DATA_JUICER_PYTHON")
     if python is not None:
         n_frames = seconds * 1_000_000 // STEP_US
+        sides["reading alone"] = lambda: timed(lambda: _read(archive, n_cores))
         sides["Data-Juicer"] = lambda: _data_juicer(python, archive, n_frames, n_cores, settings.work)
     found = in_turn(sides, settings.rounds)
+    pairs = [(name, "reading alone" if name == "Data-Juicer" else "vca tag") for name in sides]
     figures = [
-        Figure(f"{name} over vca tag", ratio(found, name, "vca tag"), "x", 1.0, "at least",
-               {f"{n}, s": found[n] for n in (name, "vca tag")})
-        for name in sides if name != "vca tag"
+        Figure(f"{peer} over {ours}", ratio(found, peer, ours), "x", 1.0, "at least",
+               {f"{n}, s": found[n] for n in (peer, ours)})
+        for peer, ours in pairs if peer not in ("vca tag", "reading alone")
     ]  # fmt: skip
+    if python is not None:
+        whole = ratio(found, "Data-Juicer", "vca tag")
+        figures.append(Figure("Data-Juicer over vca tag", whole, "x", note="which encodes and tags, too"))
     figures.append(
         Figure("object store, read_videos over vca tag", ratio(traffic, "ray.data.read_videos", "vca tag"), "x",
                TRAFFIC_TARGET, "at least", {f"{n}, MB": values for n, values in traffic.items()})
@@ -157,6 +169,24 @@ def _daft(archive: Path, height: int, width: int, out: Path) -> None:
     folder = out / "daft"
     frames.with_column("vision", features(frames["data"])).select("path", "vision").write_parquet(str(folder))
     shutil.rmtree(folder)
+
+
+def _read(archive: Path, n_processes: int) -> None:
+    """What the job samples of pictures, by as many decoding children."""
+    plan = ReadPlan(STEP_US, 1, FRAME_SIZE, audio=False, text=False, ocr_frames_per_minute=0.0)
+    todo = SimpleQueue[Path]()
+    for path in sorted(archive.glob("*.mp4")):
+        todo.put(path)
+
+    def work(_: int) -> None:
+        with DecoderProcess(DecodeConfig(), [str(archive)]) as decoder, suppress(Empty):
+            while True:
+                source = LocalSource(str(todo.get_nowait()), version="1")
+                info = decoder.probe(source)
+                assert decoder.read(source, info, Span(0, info.duration_us), plan).frame_mask.all()
+
+    with ThreadPoolExecutor(n_processes) as threads:
+        list(threads.map(work, range(n_processes)))
 
 
 def _data_juicer(python: str, archive: Path, n_frames: int, n_processes: int, work: Path) -> float:
