@@ -1,9 +1,10 @@
 """Publishing is all or nothing: readers see a run whole or not at all, wherever it stops."""
 
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -218,6 +219,27 @@ def test_a_sort_that_runs_out_of_memory_gets_more(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(publish_module, "SORT_MEMORY", ("1MB",))
     with pytest.raises(duckdb.OutOfMemoryException):
         stage_tables(spool, Output(OutputConfig(uri=uri)), RUN_2, tmp_path)
+
+
+class RowsThatRunOut:
+    """A relation of DuckDB whose memory ends while its rows are fetched, which pyarrow reports in words of its own."""
+
+    def from_parquet(self, _: list[str]) -> "RowsThatRunOut":
+        return self
+
+    def query(self, *_: str) -> "RowsThatRunOut":
+        return self
+
+    def to_arrow_reader(self, _: int) -> Iterator[pa.RecordBatch]:
+        raise OSError("Out of Memory Error: failed to pin block of size 256.0 KiB (121.9 MiB/122.0 MiB used)")
+        yield
+
+
+def test_memory_that_ends_while_rows_are_fetched() -> None:
+    """Seen with a million videos: it must be known as what it is, or the sort does not get more."""
+    rows = publish_module._sorted_batches(cast(Any, RowsThatRunOut()), TABLES["shots"], [], 10)
+    with pytest.raises(duckdb.OutOfMemoryException):
+        next(rows)
 
 
 def test_no_table_holds_on_to_the_rest_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 FILE_ROWS = 4_000_000
 ROW_GROUP_ROWS = 128_000
-ROW_GROUP_BYTES = 64 << 20
+ROW_GROUP_BYTES = 8 << 20
 SPOOL_BYTES = 64 << 20
 LOOSE_ROWS = 1000
-SORT_MEMORY = ("512MB", "2GB", "80%")
+SORT_MEMORY = ("192MB", "512MB", "2GB", "80%")
 """Of DuckDB; what does not fit is sorted on the driver's disk. Left to itself it takes most of the machine, which on
 the driver belongs to others. Very wide rows make it give up with little memory: then it gets more, in the end all."""
 
@@ -175,7 +175,9 @@ def _refuse_doubles(connection: duckdb.DuckDBPyConnection, table: Table, files: 
 
 
 def _row_group_rows(bytes_a_row: float) -> int:
-    """Few enough that a row group fits memory well: a row with an embedding is as large as a hundred others."""
+    """Few enough that some copies of a row group fit memory well: a row with an embedding is as large as a hundred
+    others.
+    """
     return max(1, min(ROW_GROUP_ROWS, int(ROW_GROUP_BYTES / bytes_a_row)))
 
 
@@ -188,8 +190,13 @@ def _sorted_batches(
     # Column names come from core.schemas, never from data.
     ordered = relation.query("spooled", f"SELECT {columns} FROM spooled ORDER BY {order}")  # noqa: S608
     assert ordered is not None, "a SELECT gives a relation"
-    for batch in ordered.to_arrow_reader(batch_rows):
-        yield pa.Table.from_batches([batch]).cast(table.schema)
+    try:
+        for batch in ordered.to_arrow_reader(batch_rows):
+            yield pa.Table.from_batches([batch]).cast(table.schema)
+    except OSError as error:  # how pyarrow hands on what DuckDB raises while rows are fetched
+        if "Out of Memory Error" not in str(error):
+            raise
+        raise duckdb.OutOfMemoryException(str(error)) from error
 
 
 def _tie_breakers(table: Table) -> list[str]:
