@@ -53,7 +53,7 @@ class Size:
 
 
 SMALL = Size(windows=10, window_s=4.0, text_tokens=8, dim=8, epochs=2, batch=4, micro=2)
-FULL = Size(windows=160, window_s=60.0, text_tokens=256, dim=256, epochs=4, batch=16, micro=4)
+FULL = Size(windows=64, window_s=60.0, text_tokens=256, dim=256, epochs=3, batch=16, micro=4)
 
 
 def measure(settings: Settings) -> list[Report]:
