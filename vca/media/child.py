@@ -29,10 +29,12 @@ from vca.media.probe import MediaInfo, probe_media
 from vca.media.read import ReadPlan, Segment, SegmentReader
 from vca.media.wire import ALIGNMENT, Channel, GoneError, write_arrays
 
-_BLOCK = 1024 * 1024
-_LARGEST_READ = 8 * _BLOCK
-_CACHE_BLOCKS = 48
-_INDEX_BLOCKS = 32
+_BLOCK = 256 * 1024
+_FIRST_READ, _LARGEST_READ = 1 << 20, 8 << 20
+_LARGEST_INDEX_READ = 2 << 20
+"""Where an index ends is not known: what is read beyond it may never be wanted."""
+_CACHE_BLOCKS = (48 << 20) // _BLOCK
+_INDEX_BLOCKS = (32 << 20) // _BLOCK
 _PR_SET_PDEATHSIG = 1
 
 
@@ -47,11 +49,12 @@ class RangeFile:
         self.size_bytes = size_bytes
         self.needed_bytes = size_bytes
         """Where the current request will end, as far as can be told: what lies behind is not read ahead."""
+        self._largest_read = _LARGEST_INDEX_READ
         self._channel = channel
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._index: dict[int, bytes] = {}
-        self._ahead = 1
+        self._ahead = 0
         self._expected_block = -1
 
     def keep_index(self) -> None:
@@ -59,6 +62,7 @@ class RangeFile:
         if not self._index and len(self._blocks) <= _INDEX_BLOCKS:
             self._index = dict(self._blocks)
             self._blocks.clear()
+        self._largest_read = _LARGEST_READ
 
     def read(self, size: int, /) -> bytes:
         size = max(0, min(size, self.size_bytes - self._position))
@@ -88,9 +92,10 @@ class RangeFile:
             self._blocks.move_to_end(index)
             return self._blocks[index]
         # Sequential reads double what is fetched at once; a jump starts small again: it may be a look at an index.
-        self._ahead = min(self._ahead * 2, _LARGEST_READ // _BLOCK) if index == self._expected_block else 1
+        goes_on = index == self._expected_block
+        self._ahead = min(2 * self._ahead, self._largest_read) if goes_on else _FIRST_READ
         start = index * _BLOCK
-        size = min(self._ahead * _BLOCK, max(self.needed_bytes - start, _BLOCK), self.size_bytes - start)
+        size = min(self._ahead, max(self.needed_bytes - start, _BLOCK), self.size_bytes - start)
         size = min(-(-size // _BLOCK) * _BLOCK, self.size_bytes - start)
         self._channel.send({"kind": "range", "offset": start, "size": size})
         reply = self._channel.receive()
@@ -129,6 +134,8 @@ class _Object:
             self._file = RangeFile(channel, self.size_bytes)
             self._head = self._file.read(HEAD_BYTES)
         self._reader = SegmentReader(self.open, self.path)
+        self._media: Media | None = None
+        self._end_us, self._guess_bytes = 0, self.size_bytes
 
     def open(self) -> Media:
         if self._file is not None:
@@ -136,14 +143,24 @@ class _Object:
         media = open_media(self._file or self.path or "", self._head, self.size_bytes, self._config.max_pixels)
         if self._file is not None:
             self._file.keep_index()
+            self._media = media
+            self._tell_end(self._file)
         return media
 
     def read(self, info: MediaInfo, span: Span, plan: ReadPlan) -> Segment:
         if self._file is not None and info.duration_us > 0:
-            # A guess from the mean bit rate. Wrong, it costs a few more requests or some megabytes for nothing.
-            share = span.end_us / info.duration_us
-            self._file.needed_bytes = min(self.size_bytes, int(self.size_bytes * share) + 2 * _BLOCK)
+            # From the mean bit rate. Wrong, it costs a few more requests or some megabytes for nothing.
+            self._guess_bytes = int(self.size_bytes * span.end_us / info.duration_us) + 2 * _BLOCK
+            self._end_us = span.end_us
+            self._tell_end(self._file)
         return self._reader.read(info, span, plan, self._config)
+
+    def _tell_end(self, file: RangeFile) -> None:
+        """Tell the file where the span ends: the index of the container knows, if there is one."""
+        if self._end_us == 0:  # nothing was asked for yet
+            return
+        ends = [] if self._media is None else self._media.bytes_until(self._end_us)
+        file.needed_bytes = min(self.size_bytes, max(ends) + _BLOCK if ends else self._guess_bytes)
 
     def close(self) -> None:
         self._reader.close()

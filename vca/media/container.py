@@ -87,6 +87,7 @@ class Media:
     format: str = field(init=False)
     uses_dts: bool = field(init=False)
     _time_bases: dict[int, Fraction] = field(init=False, default_factory=dict)
+    _closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         # Asked for with every packet, and PyAV makes a new object of each answer.
@@ -105,6 +106,22 @@ class Media:
             self._time_bases[stream_index] = found
         return found
 
+    def bytes_until(self, time_us: int) -> list[int]:
+        """Where in the file the packets before `time_us` on the clock end, for each stream with an index that says.
+
+        Empty without one, and once closed: PyAV would read the index that is gone.
+        """
+        ends: list[int] = []
+        for stream in () if self._closed else (self.video, self.audio):
+            if stream is None or not stream.time_base:
+                continue
+            ticks = int((time_us + self.zero_us) / US_PER_S / stream.time_base)
+            entries = stream.index_entries
+            number = entries.search_timestamp(ticks, backward=False, any_frame=True)
+            if 0 <= number < len(entries):
+                ends.append(entries[number].pos + entries[number].size)
+        return ends
+
     def packet_time_us(self, packet: "av.Packet[Any]") -> int | None:
         """Presentation time of a packet on the clock; decoding time where the container knows no other."""
         ticks = packet.dts if self.uses_dts or packet.pts is None else packet.pts
@@ -118,6 +135,7 @@ class Media:
         return ticks_to_us(ticks, self.time_base(stream_index)) - self.zero_us
 
     def close(self) -> None:
+        self._closed = True
         self.container.close()
 
 
