@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -244,6 +245,27 @@ def test_byte_ranges_give_the_same_as_the_file(heavy: Path) -> None:
     np.testing.assert_array_equal(got.frames, expected.frames)
     np.testing.assert_array_equal(got.frame_times_us, expected.frame_times_us)
     assert len(calls) <= 3 + heavy.stat().st_size // 2**20
+
+
+def test_the_index_says_where_a_span_ends(tmp_path: Path) -> None:
+    """Most bytes lie in the first seconds, which by the mean bit rate would be a fortieth of the object."""
+    path = tmp_path / "noise.mp4"
+    noise = np.random.default_rng(1).integers(0, 256, (360, 640, 3), np.uint8)
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=1, options={"preset": "ultrafast", "qp": "4"})
+        video.width, video.height, video.pix_fmt = 640, 360, "yuv420p"
+        for k in range(800):
+            pixels = np.roll(noise, 7 * k, axis=1) if k < 20 else np.full_like(noise, 80)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(video.encode(None))
+    size_bytes = path.stat().st_size
+    assert size_bytes > 4e6
+    calls: list[tuple[int, int]] = []
+    with DecoderProcess(DecodeConfig(backend="pyav")) as decoder:
+        source = _ranges(path, calls)
+        info = decoder.probe(source)
+        decoder.read(source, info, Span(0, 20_000_000), PLAN)
+    assert len(calls) <= 3 + size_bytes // 2**20, calls
 
 
 def test_waiting_for_the_storage_is_not_the_decoders_time(clip: Path) -> None:
