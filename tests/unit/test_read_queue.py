@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vca.pipelines.read_queue import TOGETHER, TOGETHER_BYTES, Dealer, ReadQueue, packed, unpacked
+from vca.pipelines.read_queue import SEGMENTS_TOGETHER, TOGETHER, TOGETHER_BYTES, Dealer, ReadQueue, packed, unpacked
 
 LARGE = TOGETHER_BYTES
 
@@ -66,11 +66,11 @@ def test_there_is_room_for_so_much() -> None:
     assert queue.take(8) is not None
     assert queue.take(9) is None
     queue.heard("v0", segments(0, 1000))
-    found = queue.take(32)
+    found = queue.take(62)
     assert found is not None
-    assert name(found[0][0]) == "v0.0-4"
-    assert found[1] == TOGETHER
-    assert queue.take(33) is None
+    assert name(found[0][0]) == "v0.0-9"
+    assert found[1] == SEGMENTS_TOGETHER
+    assert queue.take(63) is None
 
 
 def test_what_waits_can_be_given_up() -> None:
@@ -97,7 +97,7 @@ def test_small_videos_are_one_task() -> None:
 
 
 @settings(deadline=None)
-@given(LEFT, st.integers(1, 16), st.integers(1, 16), st.integers(1, 4), st.sampled_from([1, LARGE // 3, LARGE]))
+@given(LEFT, st.integers(1, 16), st.integers(0, 16), st.integers(1, 4), st.sampled_from([1, LARGE // 3, LARGE]))
 def test_each_segment_once_and_in_order(
     left: list[set[int] | None], readers: int, encoders: int, returned_at_once: int, size_bytes: int
 ) -> None:
@@ -110,9 +110,9 @@ def test_each_segment_once_and_in_order(
     while True:
         while (found := queue.take(len(out))) is not None:
             task, n_rows = found
-            assert 1 <= n_rows == sum(row["n_together"] for row in task) <= TOGETHER
+            assert 1 <= n_rows == sum(row["n_together"] for row in task) <= SEGMENTS_TOGETHER
             assert len(task) == 1 or all(row["segment_index"] is None for row in task)
-            assert len(task) == 1 or len(task) * size_bytes <= TOGETHER_BYTES
+            assert len(task) == 1 or (len(task) <= TOGETHER and len(task) * size_bytes <= TOGETHER_BYTES)
             for row in task:
                 first = row["segment_index"]
                 out += [(row["video_id"], None if first is None else first + i) for i in range(row["n_together"])]

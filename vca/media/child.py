@@ -29,7 +29,9 @@ from vca.media.probe import MediaInfo, probe_media
 from vca.media.read import ReadPlan, Segment, SegmentReader
 from vca.media.wire import ALIGNMENT, Channel, GoneError, write_arrays
 
-_BLOCK = 256 * 1024
+_BLOCK = 64 << 10
+_BEYOND_BYTES = 256 << 10
+"""Fetched at a time behind what was said to be needed."""
 _FIRST_READ, _LARGEST_READ = 1 << 20, 8 << 20
 _LARGEST_INDEX_READ = 2 << 20
 """Where an index ends is not known: what is read beyond it may never be wanted."""
@@ -65,10 +67,13 @@ class RangeFile:
         self._largest_read = _LARGEST_READ
 
     def read(self, size: int, /) -> bytes:
+        """Less than `size` where needed bytes end: FFmpeg fills whole buffers and is content with what it gets."""
         size = max(0, min(size, self.size_bytes - self._position))
-        parts = []
+        parts: list[bytes] = []
         while size > 0:
             index, start = divmod(self._position, _BLOCK)
+            if parts and self._position >= self.needed_bytes and not (index in self._blocks or index in self._index):
+                break
             part = self._block(index)[start : start + size]
             parts.append(part)
             self._position += len(part)
@@ -95,7 +100,8 @@ class RangeFile:
         goes_on = index == self._expected_block
         self._ahead = min(2 * self._ahead, self._largest_read) if goes_on else _FIRST_READ
         start = index * _BLOCK
-        size = min(self._ahead, max(self.needed_bytes - start, _BLOCK), self.size_bytes - start)
+        needed_bytes = self.needed_bytes - start
+        size = min(self._ahead, needed_bytes if needed_bytes > 0 else _BEYOND_BYTES, self.size_bytes - start)
         size = min(-(-size // _BLOCK) * _BLOCK, self.size_bytes - start)
         self._channel.send({"kind": "range", "offset": start, "size": size})
         reply = self._channel.receive()
@@ -150,7 +156,7 @@ class _Object:
     def read(self, info: MediaInfo, span: Span, plan: ReadPlan) -> Segment:
         if self._file is not None and info.duration_us > 0:
             # From the mean bit rate. Wrong, it costs a few more requests or some megabytes for nothing.
-            self._guess_bytes = int(self.size_bytes * span.end_us / info.duration_us) + 2 * _BLOCK
+            self._guess_bytes = int(self.size_bytes * span.end_us / info.duration_us) + _BEYOND_BYTES
             self._end_us = span.end_us
             self._tell_end(self._file)
         return self._reader.read(info, span, plan, self._config)
@@ -160,7 +166,7 @@ class _Object:
         if self._end_us == 0:  # nothing was asked for yet
             return
         ends = [] if self._media is None else self._media.bytes_until(self._end_us)
-        file.needed_bytes = min(self.size_bytes, max(ends) + _BLOCK if ends else self._guess_bytes)
+        file.needed_bytes = min(self.size_bytes, max(ends) if ends else self._guess_bytes)
 
     def close(self) -> None:
         self._reader.close()

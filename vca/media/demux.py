@@ -3,13 +3,10 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import chain
 from typing import Any, Literal
 
 import av
-from av.audio.codeccontext import AudioCodecContext
-from av.audio.stream import AudioStream
 from av.sidedata.sidedata import Type as SideData
 
 from vca.core.timeline import US_PER_S, Span, ticks_to_us
@@ -17,6 +14,7 @@ from vca.media.audio import AudioCollector
 from vca.media.captions import CaptionCollector
 from vca.media.container import Media, can_decode, decoder_message, memory_is_short, side_data
 from vca.media.frames import PyavPicture, ScreenSampler
+from vca.media.fresh_sound import can_start_afresh, fresh_decoder, opus_cut_ticks
 from vca.media.subtitles import SubtitleCollector
 
 _INTERLEAVE_US = 10 * US_PER_S
@@ -24,12 +22,6 @@ _INTERLEAVE_US = 10 * US_PER_S
 _WARM_UP_US = 300_000
 """Sound decoded before the segment, so that overlapping transforms and bit reservoirs are filled."""
 _PENDING_BYTES = 64 * 1024 * 1024
-_MADE_ANEW = frozenset({"aac", "aac_latm", "ac3", "eac3", "mp2", "mp2float", "mp3", "mp3float", "opus"})
-"""Decoders of sound that keep something when they are flushed: AAC and AC-3 fill bands with noise, and would go on with
-other noise than after a seek. Their streams say all that a new decoder has to know.
-"""
-_FLUSHED = ("pcm_", "flac", "alac", "vorbis")
-"""Decoders of sound, by the start of their names, that a flush makes as good as new."""
 
 
 @dataclass(slots=True)
@@ -155,7 +147,7 @@ class SegmentPass:
         self._last_us, self.video_end_us = before.last_us, before.video_end_us
         self._first_dts, self._dts_shift = before.dts
         if not self._audio_done:
-            self._sound_decoder = _renewed(self._media.audio)
+            self._sound_decoder = fresh_decoder(self._media.audio)
             self._opus_begins = self._sound_decoder.name == "opus"
         if before.pictures:
             self.n_video_packets, self.video_start_us = len(before.pictures), before.pictures[0][1]
@@ -175,7 +167,7 @@ class SegmentPass:
             and self.damaged == 0
             and not self.has_captions
             and not self._media.uses_dts
-            and (self._to.sound is None or _can_be_renewed(self._media.audio))
+            and (self._to.sound is None or can_start_afresh(self._media.audio))
         )
         pictures = list(self._shown)
         if self._mode == "decode":
@@ -320,7 +312,7 @@ class SegmentPass:
             # the stream's time base: frames that come out at the flush carry none
             pts = frame.pts
             if self._opus_begins and pts is not None and packet is not None:
-                pts += _opus_cut_ticks(packet, frame)
+                pts += opus_cut_ticks(packet, frame)
             self._opus_begins = False
             time_us = None if pts is None else self._media.to_clock(pts, self._media.audio.index)
             try:
@@ -473,38 +465,3 @@ class SegmentPass:
             self._media.video.average_rate if self._media.video is not None and can_decode(self._media.video) else None
         )
         return min(US_PER_S, max(1000, round(US_PER_S / rate))) if rate else 40_000
-
-
-def _can_be_renewed(stream: AudioStream | None) -> bool:
-    if stream is None or not can_decode(stream):
-        return True
-    name = stream.codec_context.name
-    return name in _MADE_ANEW or name.startswith(_FLUSHED)
-
-
-def _renewed(stream: AudioStream | None) -> AudioCodecContext:
-    """A decoder for the packets of a stream that was never fed: the one of the stream has been drained."""
-    assert stream is not None
-    old = stream.codec_context
-    if old.name not in _MADE_ANEW:
-        old.flush_buffers()
-        return old
-    new = AudioCodecContext.create(old.name, "r")
-    assert isinstance(new, AudioCodecContext)
-    new.extradata = old.extradata
-    new.thread_count = 1
-    return new
-
-
-def _opus_cut_ticks(packet: "av.Packet[Any]", frame: av.AudioFrame) -> int:
-    """How much of its first packet a new decoder of Opus left out at the start of `frame`, in ticks.
-
-    FFmpeg adds that to the time of the frame only if the decoder knows the time base of its packets, which PyAV tells
-    the decoders of a container alone. Packets hold a multiple of 2.5 ms (RFC 6716, section 2.1.4).
-    """
-    if packet.time_base is None or not packet.duration:
-        return 0
-    unit = frame.sample_rate // 400
-    whole = round(packet.duration * packet.time_base * frame.sample_rate / unit) * unit
-    cut_s = Fraction(max(0, whole - frame.samples), frame.sample_rate)
-    return int(cut_s / packet.time_base + Fraction(1, 2))  # as FFmpeg rounds

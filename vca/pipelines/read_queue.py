@@ -20,14 +20,13 @@ several, and the rows that it will add; None if there is no room, or nothing is 
 _WHOLE = {"media": None, "segment_index": None, "n_together": 1}
 """A task that looks at a video, and reads it if it is one segment."""
 
-TOGETHER = 5
-"""Segments of a long video, or small videos, that one task reads at most: opening a video and finding the place, or
-what Ray does for a task, cost little then, and a run that must end soon, or has lost a worker, waits minutes of video
-and no more."""
+SEGMENTS_TOGETHER = 10
+"""Segments of a long video that one task reads at most: opening it and finding the place cost little then, and a worker
+that is lost takes minutes of video along and no more."""
 
-TOGETHER_BYTES = 8 << 20
-"""Videos are small as long as those of one task come to this: how long they are is not known before they are opened,
-and the pictures of all are in memory at once."""
+TOGETHER, TOGETHER_BYTES = 5, 8 << 20
+"""Small videos that one task reads at most, and what they come to: how long they are is not known before they are
+opened, and with encoders of their own the pictures of all are in memory at once."""
 
 
 class ReadQueue:
@@ -51,8 +50,8 @@ class ReadQueue:
         """
         few = len(self._segments) + len(self._opening) < 3 * (self._readers + self._encoders)
         opens = bool(self._videos) and (not self._segments or (few and self._open_next))
-        at_most = max(1, min(TOGETHER, (len(self._segments) + len(self._videos)) // (4 * self._readers)))
-        n = self._n_small(at_most) if opens else self._n_neighbours(at_most)
+        share = max(1, (len(self._segments) + len(self._videos)) // (4 * self._readers))
+        n = self._n_small(min(TOGETHER, share)) if opens else self._n_neighbours(min(SEGMENTS_TOGETHER, share))
         if n == 0 or rows_out >= 3 * (self._readers * n + self._encoders):
             return None
         self._open_next = not opens
