@@ -16,6 +16,7 @@ from vca.media.container import Media, can_decode, decoder_message, memory_is_sh
 from vca.media.frames import PyavPicture, ScreenSampler
 from vca.media.fresh_sound import can_start_afresh, fresh_decoder, opus_cut_ticks
 from vca.media.subtitles import SubtitleCollector
+from vca.media.unseen import UnseenPictures, can_skip
 
 _INTERLEAVE_US = 10 * US_PER_S
 """How far behind one stream may lag another in the file. Beyond it a stream that is silent has ended."""
@@ -66,7 +67,8 @@ class SegmentPass:
     """Reads `span` once. After `run` its attributes tell what was met.
 
     `video` is "decode", "look" (list the packets, decode only the first picture) or "skip". `preroll_us` asks for
-    pictures before the span too, for captions that are transmitted before they show.
+    pictures before the span too, for captions that are transmitted before they show. `skips` leaves out pictures that
+    no sample time falls on, where that changes nothing else.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class SegmentPass:
         video: Literal["decode", "look", "skip"],
         keyframes: bool = False,
         preroll_us: int = 0,
+        skips: bool = True,
     ) -> None:
         self.damaged = 0
         self.n_video_packets = 0
@@ -101,6 +104,9 @@ class SegmentPass:
         self._decode_from_us = span.start_us - preroll_us
         self._sought = False
         self._late = False
+        self._unseen: UnseenPictures | None = None
+        if skips and self._mode == "decode" and not keyframes and to.sampler is not None and can_skip(media):
+            self._unseen = UnseenPictures(media, to.sampler.times_us, span.end_us, captions=to.captions is not None)
         self._video_done = self._mode == "skip"
         self._audio_done = to.sound is None or not can_decode(media.audio)
         self._sound_decoder = media.audio.codec_context if media.audio is not None and not self._audio_done else None
@@ -120,11 +126,17 @@ class SegmentPass:
         self._kept_bytes = 0
         self._replayed: Iterator[av.Packet[Any]] = iter(())
 
+    @property
+    def skipped_too_much(self) -> bool:
+        """What came later told that every picture was wanted."""
+        return self._unseen is not None and self._unseen.skipped_too_much
+
     def run(self, back_us: int | None) -> bool:
         """Read the span, from `back_us` before it or (None) from the start of the file.
 
-        Returns False where the seek landed too late: open the file again and go back further. The collectors have
-        then seen a part of the packets and must be made anew.
+        Returns False where the seek landed too late: open the file again and go back further; or, if
+        `skipped_too_much`, go back as far again without skipping. The collectors have then seen a part of the packets
+        and must be made anew.
         """
         streams = self._streams()
         if not streams:
@@ -181,7 +193,7 @@ class SegmentPass:
     def _read(self, packets: Iterator["av.Packet[Any]"]) -> bool:
         for packet in packets:
             self._route(packet)
-            if self._late:
+            if self._late or self.skipped_too_much:
                 return False
             if (self._video_done and self._audio_done and self._wanted()) or self._far_behind(packet):
                 break
@@ -190,7 +202,7 @@ class SegmentPass:
             if self._dropped and not self._pending:
                 return False  # the file ended before a key frame came
         self._finish()
-        return not self._late
+        return not self._late and not self.skipped_too_much
 
     def _keep(self, packet: "av.Packet[Any]") -> None:
         if self._kept is None:
@@ -261,6 +273,8 @@ class SegmentPass:
         if self._mode == "decode":
             if not self._video_done:
                 self._decode_video(None)
+            if self._unseen is not None:
+                self._unseen.finish()
             if self._to.sampler is not None:
                 if self._keyframes:  # the last one stands for the pictures behind it, which were met but not decoded
                     self._to.sampler.hold_until(self.video_end_us)
@@ -386,6 +400,8 @@ class SegmentPass:
                 self._damage()
             if self._first_dts is None:
                 self._first_dts = packet.dts
+            if self._unseen is not None:
+                self._unseen.before(packet, self._last_us)
         try:
             frames = self._media.video.decode(packet)
         except MemoryError:
@@ -413,6 +429,8 @@ class SegmentPass:
                 self._late = True  # come again with pictures from before the span
         if self._mode == "look":
             return
+        if self._unseen is not None:
+            self._unseen.shown(frame)
         self._shown.append((frame, time_us, duration_us))
         if self._to.captions is not None:
             self._to.captions.feed(frame, time_us)
@@ -457,6 +475,8 @@ class SegmentPass:
 
     def _damage(self, *, count: bool = True) -> None:
         self.damaged += count
+        if self._unseen is not None:
+            self._unseen.stop()  # the picture before stands in for the lost one
         if self._to.sampler is not None:
             self._to.sampler.damage()
 

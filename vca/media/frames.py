@@ -146,6 +146,10 @@ class ScreenSampler:
         self.first_us: int | None = None
 
     @property
+    def times_us(self) -> npt.NDArray[np.int64]:
+        return self._times
+
+    @property
     def done(self) -> bool:
         return self._next >= len(self._times)
 

@@ -181,6 +181,7 @@ class SegmentReader:
         self._path = path
         self._before: Handover | None = None
         self._before_plan: ReadPlan | None = None
+        self._skips = True
 
     def read(self, info: MediaInfo, span: Span, plan: ReadPlan, config: DecodeConfig) -> Segment:
         """Decode `span`.
@@ -192,7 +193,7 @@ class SegmentReader:
         if before is not None and (before.end_us != span.start_us or self._before_plan != plan):
             before.media.close()
             before = None
-        job = _Job(self._reopen, info, span, plan, config, before)
+        job = _Job(self._reopen, info, span, plan, config, before, skips=self._skips)
         try:
             if before is not None and job.read_on(before):
                 pass
@@ -202,6 +203,7 @@ class SegmentReader:
                 job.read_with_pyav(sound_and_text=True)
             segment = job.segment()
             self._before, self._before_plan = job.handover(), plan
+            self._skips = job.skips
             return segment
         finally:
             if self._before is None:
@@ -242,7 +244,11 @@ class _Job:
         plan: ReadPlan,
         config: DecodeConfig,
         before: Handover | None = None,
+        *,
+        skips: bool,
     ) -> None:
+        """`skips`: pictures that nobody looks at, until it turns out that they matter in this file."""
+        self.skips = skips
         self.media = reopen() if before is None else before.media
         self._reopen = reopen
         self._info = info
@@ -259,7 +265,10 @@ class _Job:
 
     def read_on(self, before: Handover) -> bool:
         """Go on where the segment before ended. Returns False where it turns out that a seek is needed."""
-        return self._pass("decode" if self._plan.pictures else "skip").run_on(before)
+        one = self._pass("decode" if self._plan.pictures else "skip")
+        goes_on = one.run_on(before)
+        self.skips &= not one.skipped_too_much
+        return goes_on
 
     def handover(self) -> Handover | None:
         """For the segment behind this one."""
@@ -268,15 +277,20 @@ class _Job:
     def read_with_pyav(self, *, sound_and_text: bool) -> None:
         """Seek to the key frame before the span and decode; where an index misleads, go back further."""
         preroll_us = 0
-        for back_us in (*_BACK_US, None) if self._span.start_us > 0 else (None,):
+        backs_us = [*_BACK_US, None] if self._span.start_us > 0 else [None]
+        while backs_us:
             if self._used:
                 self.media.close()
                 self.media = self._reopen()
             self._renew(sound_and_text=sound_and_text)
             video: Literal["decode", "skip"] = "decode" if self._plan.pictures else "skip"
             one = self._pass(video, preroll_us=preroll_us)
-            if one.run(back_us):
+            if one.run(backs_us[0]):
                 return
+            if one.skipped_too_much:
+                self.skips = False
+                continue
+            backs_us.pop(0)
             preroll_us = _CAPTION_PREROLL_US if one.has_captions and self._plan.text else 0
         raise AssertionError("a pass from the start of the file cannot land late")
 
@@ -343,7 +357,9 @@ class _Job:
         )
         self._used = True
         keyframes = self._plan.mode == "keyframes"
-        self._passed = SegmentPass(self.media, self._span, to, video=video, keyframes=keyframes, preroll_us=preroll_us)
+        self._passed = SegmentPass(
+            self.media, self._span, to, video=video, keyframes=keyframes, preroll_us=preroll_us, skips=self.skips
+        )
         return self._passed
 
     # what came of it
