@@ -5,9 +5,11 @@ no text. Data-Juicer only samples: its pictures are JPEG at full size, and no en
 reading alone, by as many decoders as it has processes. Ray is up before the clock starts, and what Data-Juicer imports
 is imported; workers and decoders are not up: a peer that starts none is not charged for ours.
 
-Daft is found if it is installed: `pip install daft==0.7.12`. Of 0.7.18 and 0.7.26 the reader waits for itself with two
-cores; it reads two clips first, and is left out if that does not end. Data-Juicer, which wants an old PyAV, is found in an environment of its own, whose
-Python the variable `DATA_JUICER_PYTHON` names. It needs more than it asks for: `pip install py-data-juicer aiohttp ray
+Daft is found if it is installed: `pip install daft==0.7.12`. The reader of 0.7.18 and 0.7.26 waits for itself with two
+cores. It reads two clips first, and is left out if that does not end.
+
+Data-Juicer, which wants an old PyAV, is found in an environment of its own, whose Python the variable
+`DATA_JUICER_PYTHON` names. It needs more than it asks for: `pip install py-data-juicer aiohttp ray
 opencv-python-headless av==13.1.0`.
 """
 
