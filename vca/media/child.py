@@ -298,7 +298,7 @@ def main(arguments: list[str]) -> None:
     with contextlib.suppress(GoneError):
         start = channel.receive()
         config = build_config(DecodeConfig, start["config"], "decode")
-        av.logging.set_level(av.logging.PANIC)
+        av.logging.set_level(av.logging.PANIC)  # nothing is printed, but errors are counted, for `unseen`
         if config.backend == "decord":  # now: once confined, the child can load no library
             import decord
 

@@ -97,7 +97,10 @@ class UnseenPictures:
 
 
 def _n_errors() -> int:
-    """How often FFmpeg has complained in this process. A decoder that conceals an error tells it in no other way."""
+    """How often FFmpeg has complained in this process. A decoder that conceals an error tells it in no other way.
+
+    PyAV counts only while it has a log level: the decoding child sets one.
+    """
     return av.logging.get_last_error()[0]
 
 
